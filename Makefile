@@ -1,0 +1,88 @@
+# Sets up, runs, tests and packages edgeprofile, all in .venv. `make help` lists the targets.
+#
+# Needs GNU make, Python 3.11 or newer (another than python3: make PYTHON=python3.13 …), its headers and a C
+# compiler; no root, and after the first time no network. Stamp files in .venv say what is done already.
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
+# Recipes name the environment's programs without their folder, as cython-lint does pycodestyle.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+CYTHON := $(wildcard ext/*.pyx ext/*.pxd src/edgeprofile/*.pxd)
+COMPILED := $(patsubst ext/%.pyx,edgeprofile._%,$(wildcard ext/*.pyx))
+BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
+
+.PHONY: help run test lint bench build fuzz clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+run: $(VENV)/built ## make a sample shop, serve it, and print a request that works (ARGS="--profiles 100000")
+	@edgeprofile demo $(ARGS)
+
+test: lint ## check the code, then run all tests (ARGS="-k limiter")
+	@python -m pytest $(ARGS)
+
+lint: $(VENV)/test $(VENV)/built ## check style and types, of the compiled modules and their stubs too
+	@ruff check --quiet
+	@ruff format --quiet --check || { ruff format --diff --quiet; exit 1; }
+	@mypy --no-error-summary
+	@python -m mypy.stubtest --concise --mypy-config-file pyproject.toml --allowlist tests/stubtest.txt $(COMPILED)
+	@cython-lint ext src/edgeprofile
+
+bench: $(VENV)/bench $(VENV)/built ## measure this machine: every loadtest/bench_*.py in turn
+	@for program in $(wildcard loadtest/bench_*.py); do echo "== $$program"; python $$program $(ARGS); done
+
+# The wheel is made from the sdist, which shows that the sdist lacks nothing.
+build: $(VENV)/built ## make dist/*.tar.gz and dist/*.whl
+	@rm -rf dist
+	@python -c "from setuptools import build_meta; build_meta.build_sdist('dist')" --quiet >/dev/null
+	@python -m pip --quiet --disable-pip-version-check wheel --no-deps --no-build-isolation --wheel-dir dist dist/*.tar.gz
+	@ls dist/*
+
+# In a copy, because sanitized modules load only where the sanitizer's library was loaded first.
+fuzz: $(VENV)/test ## throw damaged records at the compiled code, built with AddressSanitizer and UBSan
+	@mkdir -p build/asan
+	@tar -c --exclude='*.so' --exclude=__pycache__ setup.py pyproject.toml README.md LICENSE ext src tests | tar -x -C build/asan
+	@cd build/asan && CC=gcc EDGEPROFILE_SANITIZE=1 python setup.py --quiet build_ext --inplace
+	@cd build/asan && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=src \
+		PYTHONMALLOC=malloc python tests/fuzz_records.py $(ARGS)
+
+clean: ## remove all that the other targets made, the demo's folder too
+	rm -rf $(VENV) build dist demo .hypothesis .mypy_cache .pytest_cache .ruff_cache src/*.egg-info src/edgeprofile/*.so
+	find src tests loadtest -name __pycache__ -exec rm -rf {} +
+
+# --- the virtual environment ----------------------------------------------------------------------------------------
+
+$(VENV)/made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "edgeprofile needs Python 3.11 or newer, which '$(PYTHON)' is not: name one by make PYTHON=python3.13" >&2; exit 1; }
+	@echo "setting up $(VENV): this takes a minute or two, once"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# What the build needs goes into .venv too, so that a change of the sources is built without a network.
+$(VENV)/installed: pyproject.toml setup.py | $(VENV)/made
+	@python -c '$(BUILD_REQUIRES)' > $(VENV)/build-requires.txt
+	@$(PIP) --requirement $(VENV)/build-requires.txt
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+# pip has built what is older than its stamp; later changes are compiled one module at a time.
+$(VENV)/built: $(CYTHON) $(VENV)/installed
+	@if [ -n "$$(find $(CYTHON) -newer $(VENV)/installed)" ]; then python setup.py --quiet build_ext --inplace; fi
+	@touch $@
+
+# An extra of what is installed already: pip adds only what the extra names.
+$(VENV)/test $(VENV)/bench: $(VENV)/installed
+	@$(PIP) 'edgeprofile[$(@F)]'
+	@touch $@

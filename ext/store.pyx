@@ -1,0 +1,145 @@
+"""What a lookup reads: an open snapshot, the choices of fields that were made of it, and what each key may do."""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+from edgeprofile._limiter cimport Policy
+from edgeprofile._record cimport Run, checksum
+
+from edgeprofile.errors import ProfileNotFound, UnknownNamespace
+
+cdef enum:
+    KEY_BYTES_MAX = 511
+    PLACE_BYTES = 12
+    SUFFIX_DIGITS = 8
+
+cdef const char* HEXADECIMAL = b"0123456789abcdef"
+
+
+@cython.final
+cdef class Plan:
+    """A choice of fields, as runs of their numbers, and what tells its ETag from the whole answer's."""
+
+    def __cinit__(self, runs, bint with_audiences, bint is_whole):
+        cdef int i
+        cdef char digits[SUFFIX_DIGITS]
+        cdef uint64_t mark
+        self.count = len(runs)
+        self.with_audiences = with_audiences
+        self.is_whole = is_whole
+        self.runs = <Run*>PyMem_Malloc(sizeof(Run) * (2 * self.count + 1))
+        if self.runs == NULL:
+            raise MemoryError()
+        self.slices = self.runs + self.count
+        for i in range(self.count):
+            self.runs[i].first, self.runs[i].last = runs[i]
+        self.suffix = b""
+        if not is_whole:
+            mark = checksum(with_audiences, self.runs, self.count * sizeof(Run))
+            for i in range(SUFFIX_DIGITS):
+                digits[i] = HEXADECIMAL[(mark >> (4 * i)) & 15]
+            self.suffix = b"-" + digits[:SUFFIX_DIGITS]
+
+    def __dealloc__(self):
+        PyMem_Free(self.runs)
+
+
+@cython.final
+cdef class Store:
+    """An open snapshot, as lookups see it. It lives as long as its `reader`, which it keeps."""
+
+    def __cinit__(self, reader):
+        cdef uint32_t i
+        cdef const unsigned char[::1] view
+        self.reader = reader
+        self.get = reader.finder.get
+        self.profiles = reader.profiles
+        self.identifiers = reader.identifiers
+        self.first_audience = reader.schema.first_audience
+        self.namespaces = {
+            space.name.encode(): (None if number == 0 else number.to_bytes(2, "big"), space.normalize == "lower")
+            for number, space in enumerate(reader.schema.namespaces)
+        }
+        self.plans = {b"": Plan((), True, True)}
+        self.segments = len(reader.segments)
+        self.starts = <const unsigned char**>PyMem_Malloc(sizeof(char*) * (self.segments + 1))
+        self.sizes = <uint64_t*>PyMem_Malloc(sizeof(uint64_t) * (self.segments + 1))
+        if self.starts == NULL or self.sizes == NULL:
+            raise MemoryError()
+        for i in range(self.segments):
+            view = reader.segments[i]
+            self.starts[i] = &view[0] if view.shape[0] else NULL
+            self.sizes[i] = view.shape[0]
+
+    def __dealloc__(self):
+        PyMem_Free(self.starts)
+        PyMem_Free(self.sizes)
+
+    cdef int locate(self, bytes primary, const unsigned char** record, uint32_t* size) except -1:
+        """Where a profile's record is. Raises ProfileNotFound; a place outside the file is damage."""
+        cdef bytes place
+        cdef uint32_t at[3]
+        if PyBytes_GET_SIZE(primary) > KEY_BYTES_MAX:
+            raise ProfileNotFound()
+        found = self.get(primary, None, self.profiles)
+        if found is None:
+            raise ProfileNotFound()
+        place = found
+        if PyBytes_GET_SIZE(place) != PLACE_BYTES:
+            return 0
+        memcpy(at, PyBytes_AS_STRING(place), PLACE_BYTES)
+        if at[0] >= self.segments or <uint64_t>at[1] + at[2] > self.sizes[at[0]]:
+            return 0
+        record[0] = self.starts[at[0]] + at[1]
+        size[0] = at[2]
+        return 0
+
+    cdef bytes primary_of(self, bytes namespace, bytes value, object normalize):
+        """The primary id of the profile that an identifier finds: of several, the most recently updated."""
+        cdef bytes found
+        cdef int length
+        known = self.namespaces.get(namespace)
+        if known is None:
+            raise UnknownNamespace(
+                "The workspace does not declare this namespace.",
+                members={"valid": [name.decode() for name in self.namespaces]},
+            )
+        prefix, lower = known
+        if lower:
+            value = value.lower() if value.isascii() else normalize(value)
+        if prefix is None:
+            return value
+        if PyBytes_GET_SIZE(value) + 2 > KEY_BYTES_MAX:
+            raise ProfileNotFound()
+        entry = self.get(<bytes>prefix + value, None, self.identifiers)
+        if entry is None:
+            raise ProfileNotFound()
+        found = entry
+        if PyBytes_GET_SIZE(found) < 2:
+            raise ProfileNotFound()
+        length = (<uint8_t>found[0]) | (<uint8_t>found[1]) << 8
+        return found[2:2 + length]
+
+
+@cython.final
+cdef class Workspace:
+    """A workspace, as lookups see it. Swapping `store` is how a new snapshot goes live."""
+
+    def __init__(self, str name):
+        self.name = name
+
+
+@cython.final
+cdef class Grant:
+    """What a key may do. `token` is None until the key was once found good by its hash."""
+
+    def __init__(self, Workspace workspace, Policy policy, limits, uint32_t cell, bint reads, int64_t expires_at):
+        self.workspace = workspace
+        self.policy = policy
+        self.limits = limits
+        self.cell = cell
+        self.reads = reads
+        self.expires_at = expires_at

@@ -1,0 +1,1 @@
+"""edgeprofile: customer profiles from a data warehouse, served over HTTP at the edge."""

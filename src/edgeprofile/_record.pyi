@@ -1,0 +1,65 @@
+from collections.abc import Collection, Sequence
+from typing import Final, Self, final
+
+from typing_extensions import Buffer
+
+from edgeprofile.record import Type
+
+REASONS: Final[dict[int, str]]
+
+@final
+class Batch:
+    """What one stream became. Only `Encoder.encode` makes these.
+
+    `segment` is the records, one behind the other; `entries` has (id, `reader.PLACE`) for each, in the order of
+    rows; `contents` has 8 bytes for each that change with all but the time of the refresh; `refused` has (number
+    of the row, reason).
+    """
+
+    @property
+    def segment(self) -> bytes: ...
+    @property
+    def contents(self) -> bytes: ...
+    @property
+    def entries(self) -> list[tuple[bytes, bytes]]: ...
+    @property
+    def refused(self) -> list[tuple[int, str]]: ...
+
+@final
+class Encoder:
+    """Turns rows into records. `types` has one for each field, for the id, and for the time of update if there is one.
+
+    Raises ValueError for types that it cannot encode.
+    """
+
+    def __new__(
+        cls, names: list[str], types: list[Type], first_audience: int, has_updated: bool, updated_us: int
+    ) -> Self: ...
+    def encode(self, stream: object, skipped: Collection[int] | None, first_row: int, number: int) -> Batch:
+        """Encodes a whole Arrow stream (a PyCapsule), whose rows are numbered from `first_row`, as segment `number`.
+
+        Rows whose number is in `skipped` are left out. Raises SourceError where the stream breaks off or does not
+        have the columns that were declared.
+        """
+
+@final
+class IndexBatches:
+    """Iterates over lists of (prefix + value, ids), made of a stream of (value, primary id) sorted by value.
+
+    Each id stands behind its length in two bytes; those past `group_bytes_max` are left out. Raises SourceError.
+    """
+
+    def __new__(cls, stream: object, prefix: bytes, group_bytes_max: int) -> Self: ...
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> list[tuple[bytes, bytes]]: ...
+
+def check_of(seed: int, content: Buffer) -> int:
+    """`record.checksum`, compiled."""
+
+def check(record: Buffer, primary: bytes) -> None:
+    """Checks the record that was found under a primary id. Raises RecordDamaged or FormatUnsupported."""
+
+def project(
+    record: Buffer, primary: bytes, runs: Sequence[tuple[int, int]], first_audience: int, with_audiences: bool
+) -> bytes:
+    """`record.Record(...).project(...)`, compiled. ValueError for runs that do not ascend or that overlap."""

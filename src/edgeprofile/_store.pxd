@@ -1,0 +1,46 @@
+# What a lookup reads, for the compiled lookup.
+
+cimport cython
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from edgeprofile._limiter cimport Policy
+from edgeprofile._record cimport Run
+
+
+@cython.final
+cdef class Plan:
+    cdef Run* runs
+    cdef Run* slices  # room for the cut; safe to share, because a lookup never gives way to another
+    cdef int count
+    cdef bint with_audiences, is_whole
+    cdef bytes suffix
+
+
+@cython.final
+cdef class Store:
+    cdef readonly object reader
+    cdef object get, profiles, identifiers
+    cdef dict namespaces, plans
+    cdef int first_audience
+    cdef uint32_t segments
+    cdef const unsigned char** starts
+    cdef uint64_t* sizes
+    cdef int locate(self, bytes primary, const unsigned char** record, uint32_t* size) except -1
+    cdef bytes primary_of(self, bytes namespace, bytes value, object normalize)
+
+
+@cython.final
+cdef class Workspace:
+    cdef public Store store
+    cdef readonly str name
+
+
+@cython.final
+cdef class Grant:
+    cdef Workspace workspace
+    cdef Policy policy
+    cdef readonly object limits
+    cdef uint32_t cell
+    cdef bint reads
+    cdef int64_t expires_at
+    cdef bytes token

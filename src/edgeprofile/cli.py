@@ -1,0 +1,279 @@
+"""The command line. Exit status: 0 done, 1 failed, 2 misused; errors are one line on standard error, and a hint."""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from edgeprofile import keys, reader, snapshot, status
+from edgeprofile.errors import EdgeprofileError, ModelError, UsageError
+from edgeprofile.settings import DURATION_UNITS_S, Settings, load
+
+Arguments = argparse.Namespace
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The entry point: ends the process with the command's exit status."""
+    arguments = parser().parse_args(argv)
+    run: Callable[[Arguments], int] = arguments.run
+    try:
+        sys.exit(run(arguments))
+    except EdgeprofileError as error:
+        complain(error)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        print("edgeprofile: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, has enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def complain(error: EdgeprofileError, about: str = "") -> None:
+    """Says what is wrong, a line for each thing, and what to do."""
+    prefix = f"edgeprofile: {about}: " if about else "edgeprofile: "
+    for line in error.problems if isinstance(error, ModelError) else [str(error)]:
+        print(f"{prefix}{line}", file=sys.stderr)
+    if error.hint:
+        print(f"  hint: {error.hint}", file=sys.stderr)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(
+        prog="edgeprofile", description="Serve customer profiles from a data warehouse over HTTP, at the edge."
+    )
+    top.add_argument("--version", action="version", version=f"edgeprofile {version('edgeprofile')}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--config", type=Path, metavar="FILE", help="the settings (default: $EDGEPROFILE_CONFIG, or edgeprofile.toml)"
+    )
+
+    command = commands.add_parser("demo", help="make a sample shop, load it, serve it, and print a request that works")
+    command.add_argument("--profiles", type=int, default=5_000, metavar="N", help="customers (default: 5000)")
+    command.add_argument("--port", type=int, metavar="P", help="port to serve on (default: 8000, or the next free one)")
+    command.add_argument("--dir", type=Path, default=Path("demo"), help="where to keep it (default: demo)")
+    command.set_defaults(run=run_demo)
+
+    command = commands.add_parser("load", parents=[common], help="run the model and publish what it gives")
+    command.add_argument("--workspace", metavar="W", help="only this workspace (default: all)")
+    command.add_argument("--force", action="store_true", help="publish even an empty, shrunk or unchanged result")
+    command.set_defaults(run=run_load)
+
+    command = commands.add_parser("serve", parents=[common], help="serve until SIGTERM, then drain")
+    command.set_defaults(run=run_serve)
+
+    command = commands.add_parser("status", parents=[common], help="say what each workspace serves, and how old it is")
+    command.add_argument("--json", action="store_true", help="for programs")
+    command.set_defaults(run=run_status)
+
+    _keys_parser(commands.add_parser("keys", help="create, list and revoke API keys"), common)
+    _snapshots_parser(commands.add_parser("snapshots", help="list, verify and roll back snapshots"), common)
+    config = commands.add_parser("config", help="check the settings").add_subparsers(required=True, metavar="COMMAND")
+    command = config.add_parser("check", parents=[common], help="read the settings, plan the model, name every problem")
+    command.set_defaults(run=run_config_check)
+    return top
+
+
+def _keys_parser(command: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(required=True, metavar="COMMAND")
+    create = actions.add_parser(
+        "create", parents=[common], help="mint a key; its secret is printed once, alone on a line"
+    )
+    create.add_argument("--workspace", required=True, metavar="W", help="the workspace that the key opens")
+    create.add_argument("--name", default="", metavar="N", help="who has it, for the list")
+    create.add_argument("--scope", action="append", choices=keys.SCOPES, help="may be repeated (default: read)")
+    create.add_argument("--rate", type=float, metavar="R", help="requests a second, sustained (default: limits.rate)")
+    create.add_argument("--burst-rate", type=float, metavar="B", help="requests a second, at most")
+    create.add_argument("--burst-seconds", type=float, metavar="S", help="how long the burst may last after a rest")
+    create.add_argument("--expires", metavar="DURATION", help="such as 90d (default: never)")
+    create.set_defaults(run=run_keys_create)
+    listed = actions.add_parser("list", parents=[common], help="all keys, without their secrets")
+    listed.add_argument("--workspace", metavar="W", help="only this workspace's")
+    listed.add_argument("--json", action="store_true", help="for programs")
+    listed.set_defaults(run=run_keys_list)
+    revoke = actions.add_parser("revoke", parents=[common], help="refuse a key from now on, within a second everywhere")
+    revoke.add_argument("public_id", metavar="PUBLIC_ID", help="the 12 characters behind sk_live_")
+    revoke.add_argument("--workspace", metavar="W", help="only if the key is this workspace's")
+    revoke.set_defaults(run=run_keys_revoke)
+
+
+def _snapshots_parser(command: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(required=True, metavar="COMMAND")
+    for name, run, what in (
+        ("list", run_snapshots_list, "what is published, the newest first"),
+        ("verify", run_snapshots_verify, "read every byte, record and identifier of what is published"),
+        ("rollback", run_snapshots_rollback, "serve the snapshot before the current one"),
+    ):
+        action = actions.add_parser(name, parents=[common], help=what)
+        action.add_argument("--workspace", required=True, metavar="W")
+        action.set_defaults(run=run)
+
+
+def _settings(arguments: Arguments) -> Settings:
+    settings = load(arguments.config)
+    if not settings.workspaces:
+        raise UsageError(f"{settings.file.name} has no workspace", hint="add a [workspaces.NAME] table")
+    workspace = getattr(arguments, "workspace", None)
+    if workspace is not None and workspace not in settings.workspaces:
+        raise UsageError(f"there is no workspace {workspace}; there are: {', '.join(settings.workspaces)}")
+    return settings
+
+
+def _home(settings: Settings, arguments: Arguments) -> Path:
+    return snapshot.home(settings.data_dir, arguments.workspace)
+
+
+# --- the commands --------------------------------------------------------------------------------------------------
+
+
+def run_demo(arguments: Arguments) -> int:
+    # Imported here, like all that loads, because a server and the small commands have no use for DuckDB.
+    from edgeprofile import demo
+    from edgeprofile.server import free_port, is_free
+
+    with status.progress(sys.stderr) as progress:
+        progress("sample warehouse", 0, 0)
+        file = demo.make_shop(arguments.dir, arguments.profiles)
+    settings = load(file)
+    host, port = settings.server.host, arguments.port
+    if port is None:
+        port = free_port(host, settings.server.port)
+    elif not is_free(host, port):
+        raise UsageError(f"port {port} is in use", hint="name a free one by --port, or leave it out")
+    failed = demo.load_shop(file)
+    return failed or demo.serve_and_announce(settings, port, demo.fresh_key(settings.data_dir))
+
+
+def run_load(arguments: Arguments) -> int:
+    from edgeprofile.loader.refresh import refresh
+
+    settings = _settings(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    worst = 0
+    for name in [arguments.workspace] if arguments.workspace else settings.workspaces:
+        try:
+            with status.progress(sys.stderr) as progress:
+                outcome = refresh(settings, name, force=arguments.force, progress=progress)
+            print(status.outcome_line(name, outcome))
+        except EdgeprofileError as error:
+            complain(error, name)
+            worst = max(worst, error.exit_status)
+    return worst
+
+
+def run_serve(arguments: Arguments) -> int:
+    from edgeprofile.server import serve
+
+    serve(_settings(arguments))
+    return 0
+
+
+def run_status(arguments: Arguments) -> int:
+    settings = _settings(arguments)
+    found = [status.of_workspace(settings.data_dir, name) for name in settings.workspaces]
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+    else:
+        status.print_status(found)
+    return 0
+
+
+def run_keys_create(arguments: Arguments) -> int:
+    settings = _settings(arguments)
+    secret, key = keys.create(
+        settings.data_dir,
+        arguments.workspace,
+        name=arguments.name,
+        scopes=tuple(arguments.scope or ("read",)),
+        rate=arguments.rate,
+        burst_rate=arguments.burst_rate,
+        burst_seconds=arguments.burst_seconds,
+        expires_at=_expiry(arguments.expires),
+    )
+    print(secret)
+    print(f"key {key.public_id} of workspace {key.workspace}: keep it, it is not shown again", file=sys.stderr)
+    return 0
+
+
+def _expiry(duration: str | None) -> int | None:
+    if duration is None:
+        return None
+    parts = re.fullmatch(r"([1-9][0-9]{0,5})([dhms])", duration)
+    if parts is None:
+        raise UsageError("--expires takes a duration such as 90d, 12h or 30m")
+    return int(time.time()) + int(parts[1]) * DURATION_UNITS_S[parts[2]]
+
+
+def run_keys_list(arguments: Arguments) -> int:
+    settings = _settings(arguments)
+    found = keys.listing(settings.data_dir, arguments.workspace)
+    if arguments.json:
+        print(json.dumps([status.key_facts(key) for key in found], indent=2))
+    else:
+        status.print_keys(found)
+    return 0
+
+
+def run_keys_revoke(arguments: Arguments) -> int:
+    settings = _settings(arguments)
+    key = keys.revoke(settings.data_dir, arguments.public_id, arguments.workspace)
+    print(f"key {key.public_id} of workspace {key.workspace} is revoked")
+    return 0
+
+
+def run_snapshots_list(arguments: Arguments) -> int:
+    status.print_snapshots(_home(_settings(arguments), arguments))
+    return 0
+
+
+def run_snapshots_verify(arguments: Arguments) -> int:
+    home = _home(_settings(arguments), arguments)
+    snapshot.current(home)
+    damaged = 0
+    for name in snapshot.names(home):
+        try:
+            manifest = reader.verify(snapshot.folder(home, name))
+            print(f"{name}: whole, {manifest.profiles} profiles")
+        except EdgeprofileError as error:
+            damaged += 1
+            complain(error)
+    return 1 if damaged else 0
+
+
+def run_snapshots_rollback(arguments: Arguments) -> int:
+    home = _home(_settings(arguments), arguments)
+    with snapshot.loader_lock(home):
+        manifest = snapshot.rollback(home)
+    when = dt.datetime.fromtimestamp(manifest.finished_at, dt.UTC)
+    print(f"serving {manifest.name} again, {manifest.profiles} profiles as of {when:%Y-%m-%d %H:%M:%S} UTC")
+    print("the next load will publish what the model gives then: mend it first", file=sys.stderr)
+    return 0
+
+
+def run_config_check(arguments: Arguments) -> int:
+    from edgeprofile.loader.refresh import describe
+
+    settings = _settings(arguments)
+    worst = 0
+    for name in settings.workspaces:
+        try:
+            made = describe(settings, name)
+        except EdgeprofileError as error:
+            complain(error, name)
+            worst = max(worst, error.exit_status)
+            continue
+        spaces = ", ".join(space.name for space in made.schema.namespaces)
+        print(f"{name}: good, {len(made.schema.fields)} fields, found by {spaces}")
+    return worst

@@ -1,0 +1,98 @@
+"""`edgeprofile demo`: a sample shop of any size, loaded and served, with a key and a request to try it by."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.resources import files
+from pathlib import Path
+
+from edgeprofile import keys
+from edgeprofile.errors import UsageError
+from edgeprofile.loader.source import run_script
+from edgeprofile.settings import Settings
+
+COMMAND = (sys.executable, "-m", "edgeprofile")
+WORKSPACE = "shop"
+# The customer whom the sample always has.
+PROFILE_ID = "12345"
+PROFILES_MAX = 50_000_000
+READY_SECONDS_MAX = 30
+
+
+def make_shop(folder: Path, profiles: int) -> Path:
+    """Makes the sample's warehouse and settings in `folder`, and returns the settings file.
+
+    What is there already, of the same size, is used again. Raises UsageError for a folder of something else.
+    """
+    if not 1 <= profiles <= PROFILES_MAX:
+        raise UsageError(f"--profiles takes a number from 1 to {PROFILES_MAX}")
+    settings, warehouse, size = folder / "edgeprofile.toml", folder / "shop.duckdb", folder / ".profiles"
+    if folder.exists() and any(folder.iterdir()) and not size.exists():
+        raise UsageError(f"{folder} holds something else than a demo", hint="name another folder by --dir")
+    sample = files("edgeprofile.sample")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("edgeprofile.toml", "profiles.sql"):
+        (folder / name).write_bytes((sample / name).read_bytes())
+    if size.exists() and size.read_text() == str(profiles) and warehouse.exists():
+        return settings
+    size.write_text("unfinished")
+    building = folder / "building.duckdb"
+    for old in (building, warehouse):
+        old.unlink(missing_ok=True)
+    run_script(building, (sample / "warehouse.sql").read_text(encoding="utf-8"), {"profiles": profiles})
+    building.rename(warehouse)
+    size.write_text(str(profiles))
+    return settings
+
+
+def load_shop(file: Path) -> int:
+    """Runs `edgeprofile load` as a process of its own, as an operator would; returns its exit status."""
+    return subprocess.run([*COMMAND, "load", "--config", str(file), "--force"], check=False).returncode
+
+
+def fresh_key(data_dir: Path) -> str:
+    """A key for this run of the demo; those of earlier runs are revoked, because nobody has them any more."""
+    for key in keys.listing(data_dir, WORKSPACE):
+        if key.name == "demo" and key.revoked_at is None:
+            keys.revoke(data_dir, key.public_id)
+    return keys.create(data_dir, WORKSPACE, name="demo")[0]
+
+
+def serve_and_announce(settings: Settings, port: int, key: str) -> int:
+    """Runs the server as a process of its own, prints a request that works once it is ready, and waits for its end."""
+    host = settings.server.host
+    environment = {**os.environ, "EDGEPROFILE_SERVER__PORT": str(port)}
+    server = subprocess.Popen([*COMMAND, "serve", "--config", str(settings.file)], env=environment)
+    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+    try:
+        if _is_ready(server, host, port):
+            print(f"\nServing; Ctrl-C ends it. Ask, in another terminal, who customer {PROFILE_ID} is:\n")
+            print(f"curl -H 'Authorization: Bearer {key}' http://{host}:{port}/v1/profiles/id/{PROFILE_ID}", flush=True)
+        return server.wait()
+    except KeyboardInterrupt:
+        # The terminal has sent it to the server too.
+        server.terminate()
+        server.wait()
+        return 0
+
+
+def _is_ready(server: subprocess.Popen[bytes], host: str, port: int) -> bool:
+    """Asks until the server is ready; gives up when it has ended, or after half a minute."""
+    give_up = time.monotonic() + READY_SECONDS_MAX
+    while time.monotonic() < give_up and server.poll() is None:
+        connection = http.client.HTTPConnection(host, port, timeout=1)
+        try:
+            connection.request("GET", "/readyz")
+            if connection.getresponse().status == 200:
+                return True
+        except OSError:
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.05)
+    return False

@@ -1,0 +1,1 @@
+"""From a SQL model to a published snapshot."""

@@ -1,0 +1,188 @@
+"""The model: which column becomes which field, whether it can be served, and the SQL that shapes it.
+
+`plan` compares what the settings declare with the columns that the model yields, and either gives a Plan or
+raises a ModelError with one line for each thing to mend.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from edgeprofile.errors import ModelError
+from edgeprofile.loader.source import Column, WarehouseType
+from edgeprofile.record import FIELDS_MAX, Field, Kind, Namespace, Schema, Section, Type
+from edgeprofile.settings import Profiles
+
+RESERVED = ("_audiences", "_updated_at")
+IDENTIFIER_KINDS = (Kind.TEXT, Kind.INTEGER, Kind.NUMBER)
+_AS_IT_IS = {
+    "boolean": Kind.BOOLEAN,
+    **dict.fromkeys(["tinyint", "smallint", "integer", "bigint"], Kind.INTEGER),
+    **dict.fromkeys(["utinyint", "usmallint", "uinteger", "ubigint"], Kind.INTEGER),
+    "float": Kind.FLOAT,
+    "double": Kind.DOUBLE,
+    "decimal": Kind.DECIMAL,
+    "varchar": Kind.TEXT,
+    "blob": Kind.BINARY,
+    "date": Kind.DATE,
+    **dict.fromkeys(["time", "time_ns"], Kind.TIME),
+    **dict.fromkeys(["timestamp", "timestamp_s", "timestamp_ms", "timestamp_ns"], Kind.TIMESTAMP),
+    **dict.fromkeys(["timestamp with time zone", "timestamptz_ns"], Kind.TIMESTAMP),
+    "null": Kind.NULL,
+}
+_AS_TEXT = {
+    **dict.fromkeys(["enum", "uuid", "bit", "interval", "time with time zone"], Kind.TEXT),
+    **dict.fromkeys(["hugeint", "uhugeint", "bignum"], Kind.NUMBER),
+    "json": Kind.JSON,
+}
+
+
+class Shape(NamedTuple):
+    """How a column is served: the type of its values, and the SQL type that the warehouse casts it to for that."""
+
+    type: Type
+    sql: str
+
+
+class Unservable(Exception):
+    """A type that has no form in JSON; says which."""
+
+
+def shape(kind: WarehouseType) -> Shape:
+    """The shape of a type. Raises Unservable."""
+    if kind.id in _AS_IT_IS:
+        return Shape(Type(_AS_IT_IS[kind.id]), kind.text)
+    if kind.id in _AS_TEXT:
+        return Shape(Type(_AS_TEXT[kind.id]), "VARCHAR")
+    if kind.id == "variant":
+        return Shape(Type(Kind.JSON), "JSON")
+    inside = [(name, shape(child)) for name, child in kind.children]
+    types = tuple(part.type for _, part in inside)
+    named = ", ".join(f"{quoted(name)} {part.sql}" for name, part in inside)
+    match kind.id:
+        case "list":
+            return Shape(Type(Kind.LIST, types), f"{inside[0][1].sql}[]")
+        case "array":
+            return Shape(Type(Kind.LIST, types), f"{inside[0][1].sql}{kind.text[kind.text.rindex('[') :]}")
+        case "struct":
+            return Shape(Type(Kind.STRUCT, types, tuple(name for name, _ in inside)), f"STRUCT({named})")
+        case "tuple":
+            return Shape(Type(Kind.TUPLE, types), f"TUPLE({', '.join(part.sql for _, part in inside)})")
+        case "union":
+            return Shape(Type(Kind.UNION, types), f"UNION({named})")
+        case "map" if not kind.children[0][1].children:
+            return Shape(Type(Kind.MAP, (Type(Kind.TEXT), types[1])), f"MAP(VARCHAR, {inside[1][1].sql})")
+    raise Unservable(kind.text)
+
+
+def quoted(name: str) -> str:
+    """A name as an SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+class Plan(NamedTuple):
+    """What a refresh does with the model's columns.
+
+    `columns` are SQL expressions over them, one a field of the schema, in its order; `key` and `updated` are
+    those of the primary id's text and of the time of update (None where the model has none).
+    """
+
+    schema: Schema
+    types: tuple[Type, ...]
+    columns: tuple[str, ...]
+    key: str
+    updated: str | None
+    fingerprint: str
+
+
+def plan(profiles: Profiles, columns: list[Column], audience_ids: dict[str, int]) -> Plan:
+    """The plan for a model with these columns. `audience_ids` are those given so far. Raises ModelError."""
+    problems: list[str] = []
+    by_name = {column.name: column for column in columns}
+    problems += _duplicates(columns)
+    chosen = list(_choose(profiles, by_name, problems))
+    shapes = [_check(section, column, problems) for section, column in chosen]
+    if profiles.updated_at is not None and profiles.updated_at in by_name:
+        problems += _check_updated(by_name[profiles.updated_at])
+    if len(chosen) > FIELDS_MAX:
+        problems.append(f"the model yields {len(chosen)} fields; a profile may have {FIELDS_MAX}: leave some out")
+    if problems:
+        raise ModelError(problems)
+    ids = dict(audience_ids)
+    for section, column in chosen:
+        if section == "audiences":
+            ids.setdefault(column.name, max(ids.values(), default=0) + 1)
+    return Plan(
+        schema=Schema(
+            fields=tuple(Field(column.name, section, column.type.text) for section, column in chosen),
+            namespaces=(
+                Namespace(profiles.id),
+                *(Namespace(i.column, i.unique, i.normalize) for i in profiles.identifiers),
+            ),
+            audience_ids=ids,
+        ),
+        types=tuple(s.type for s in shapes),
+        columns=tuple(_cast(column, s) for (_, column), s in zip(chosen, shapes, strict=True)),
+        key=f"CAST({quoted(profiles.id)} AS VARCHAR)",
+        updated=None if profiles.updated_at is None else f"CAST({quoted(profiles.updated_at)} AS TIMESTAMP)",
+        fingerprint=hashlib.sha256(repr((profiles.text, chosen)).encode()).hexdigest(),
+    )
+
+
+def _choose(profiles: Profiles, by_name: dict[str, Column], problems: list[str]) -> Iterator[tuple[Section, Column]]:
+    """The columns in the order of an answer; those that are declared but missing become problems."""
+    declared: list[tuple[Section, str, str]] = [
+        ("identifiers", profiles.id, "id"),
+        *(("identifiers", i.column, "identifiers") for i in profiles.identifiers),
+        *(("metrics", name, "metrics") for name in profiles.metrics),
+        *(("audiences", name, "audiences") for name in profiles.audiences),
+    ]
+    named = {name for _, name, _ in declared} | {profiles.updated_at}
+    for name, key in [(n, k) for _, n, k in declared] + [(profiles.updated_at, "updated_at")]:
+        if name is not None and name not in by_name:
+            near = difflib.get_close_matches(name, by_name, 1)
+            advice = f"did you mean {near[0]}?" if near else f"it yields {', '.join(by_name)}"
+            problems.append(f"column {name} (profiles.{key}) is not in the model's result: {advice}")
+    attributes: list[tuple[Section, str]] = [("attributes", name) for name in by_name if name not in named]
+    order = [(section, name) for section, name, _ in declared]
+    found = [pair for pair in order if pair[0] == "identifiers"] + attributes
+    found += [pair for pair in order if pair[0] != "identifiers"]
+    for section, name in found:
+        if name in by_name:
+            yield section, by_name[name]
+
+
+def _duplicates(columns: list[Column]) -> Iterator[str]:
+    for name, count in Counter(column.name.lower() for column in columns).items():
+        if count > 1:
+            yield f"column {name} stands {count} times in the model's result: give each a name of its own"
+
+
+def _check(section: Section, column: Column, problems: list[str]) -> Shape:
+    nothing = Shape(Type(Kind.NULL), column.type.text)
+    if column.name in RESERVED or not column.name:
+        problems.append(f"column {column.name!r}: the name is taken by the answer itself: rename it in the model")
+    try:
+        found = shape(column.type)
+    except Unservable as error:
+        problems.append(f"column {column.name}: type {error} cannot be served: cast it in the model, to text or JSON")
+        return nothing
+    if section == "identifiers" and found.type.kind not in IDENTIFIER_KINDS:
+        problems.append(f"column {column.name}: an identifier is text, an integer or a UUID, not {column.type.text}")
+    if section == "audiences" and found.type.kind is not Kind.BOOLEAN:
+        problems.append(f"column {column.name}: an audience is BOOLEAN, not {column.type.text}")
+    return found
+
+
+def _check_updated(column: Column) -> Iterator[str]:
+    if _AS_IT_IS.get(column.type.id) not in (Kind.TIMESTAMP, Kind.DATE):
+        yield f"column {column.name} (profiles.updated_at): expected a timestamp or a date, not {column.type.text}"
+
+
+def _cast(column: Column, found: Shape) -> str:
+    name = quoted(column.name)
+    return name if found.sql == column.type.text else f"CAST({name} AS {found.sql})"

@@ -1,0 +1,227 @@
+"""One refresh of a workspace: run the model, build, guard, publish, clean up, and say how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from edgeprofile import snapshot
+from edgeprofile.errors import EdgeprofileError, ModelError, NoSnapshot, RefreshRefused, SnapshotDamaged, StoreError
+from edgeprofile.loader.build import Built, Progress, build
+from edgeprofile.loader.model import Plan, plan
+from edgeprofile.loader.source import Source
+from edgeprofile.loader.writer import WriterError
+from edgeprofile.settings import Settings, Workspace
+
+SCRATCH = ".scratch"
+VERIFY_SECONDS_MAX = 600
+
+
+def describe(settings: Settings, name: str) -> Plan:
+    """The plan of a workspace's model, without running it. Raises ModelError or SourceError."""
+    workspace = settings.workspaces[name]
+    with Source(workspace.source, settings.loader, settings.folder, settings.data_dir / name / SCRATCH) as source:
+        return plan(workspace.profiles, source.describe(workspace.profiles.text), {})
+
+
+def refresh(
+    settings: Settings, name: str, *, force: bool, progress: Progress, at: snapshot.AtStep = snapshot.nothing
+) -> snapshot.Outcome:
+    """Refreshes a workspace once. Whatever goes wrong, the snapshot that was current stays current.
+
+    The outcome is also written to the workspace's refresh.json. Raises the EdgeprofileError that ended it;
+    LoaderBusy means that another loader is at it and nothing was done.
+    """
+    home = snapshot.home(settings.data_dir, name)
+    started_at = time.time()
+    try:
+        with snapshot.loader_lock(home):
+            return _recorded(settings, name, home, started_at, force, progress, at)
+    except OSError as error:
+        raise _from_os(error) from error
+
+
+def _recorded(
+    settings: Settings, name: str, home: Path, started_at: float, force: bool, progress: Progress, at: snapshot.AtStep
+) -> snapshot.Outcome:
+    """Runs the cycle with the lock held, cleans up behind it, and keeps a note of how it ended."""
+    ended = "interrupted", "interrupted"
+    try:
+        outcome = _cycle(settings.workspaces[name], settings, home, started_at, force, progress, at)
+        snapshot.note(home, outcome)
+        return outcome
+    except (OSError, WriterError) as error:
+        known = _from_os(error)
+        ended = ("disk_full" if _is_disk_full(error) else "store_error"), str(known)
+        raise known from error
+    except EdgeprofileError as error:
+        ended = _reason(error), str(error)
+        raise
+    finally:
+        shutil.rmtree(home / SCRATCH, ignore_errors=True)
+        if sys.exc_info()[0] is not None:
+            for leftover in (home / snapshot.SNAPSHOTS).glob(snapshot.BUILDING + "*"):
+                _keep_rejects(leftover, home)
+                shutil.rmtree(leftover, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                snapshot.note(
+                    home,
+                    snapshot.Outcome(
+                        outcome=ended[0], message=ended[1], started_at=started_at, finished_at=time.time()
+                    ),
+                )
+
+
+def _cycle(
+    workspace: Workspace,
+    settings: Settings,
+    home: Path,
+    started_at: float,
+    force: bool,
+    progress: Progress,
+    at: snapshot.AtStep,
+) -> snapshot.Outcome:
+    before = _current_manifest(home)
+    building = snapshot.start_build(home)
+    progress("model", 0, 0)
+    with Source(workspace.source, settings.loader, settings.folder, home / SCRATCH) as source:
+        columns = source.describe(workspace.profiles.text)
+        made = plan(workspace.profiles, columns, _audience_ids(before))
+        built = build(
+            source, workspace.profiles.text, made, building, int(started_at * 1e6), workspace.rejects_max, progress
+        )
+    finished_at = time.time()
+    rejected = sum(built.rejected.values())
+    if before is not None and before.content == built.content and not force:
+        shutil.rmtree(building)
+        return snapshot.Outcome(
+            outcome="unchanged",
+            started_at=started_at,
+            finished_at=finished_at,
+            snapshot=before.name,
+            profiles=before.profiles,
+            rejected=rejected,
+        )
+    if not force:
+        _guard(before, built, workspace.shrink_max)
+    progress("publish", 0, 0)
+
+    def manifest_of(file_bytes: int, sha256: str) -> snapshot.Manifest:
+        return _manifest(home, before, made, built, file_bytes, sha256, started_at, finished_at)
+
+    manifest = snapshot.publish(home, building, manifest_of, _verify_in_child, built.pages_bytes, at)
+    snapshot.prune(home, workspace.keep)
+    return snapshot.Outcome(
+        outcome="published",
+        started_at=started_at,
+        finished_at=time.time(),
+        snapshot=manifest.name,
+        profiles=manifest.profiles,
+        rejected=rejected,
+    )
+
+
+def _current_manifest(home: Path) -> snapshot.Manifest | None:
+    """The current snapshot's; a damaged one is no reason not to publish a good one."""
+    with contextlib.suppress(NoSnapshot, StoreError):
+        return snapshot.read_manifest(snapshot.folder(home, snapshot.current(home)))
+    return None
+
+
+def _audience_ids(before: snapshot.Manifest | None) -> dict[str, int]:
+    if before is None:
+        return {}
+    return msgspec.convert(before.schema.get("audience_ids", {}), dict[str, int])
+
+
+def _guard(before: snapshot.Manifest | None, built: Built, shrink_max: float) -> None:
+    """Refuses a result that is more likely a fault of the warehouse than the truth."""
+    advice = "look at the model's sources; if it is right, publish it with --force"
+    if built.profiles == 0:
+        raise RefreshRefused("the model gave no profiles", outcome="empty", hint=advice)
+    if before is not None and built.profiles < (1 - shrink_max) * before.profiles:
+        raise RefreshRefused(
+            f"the model gave {built.profiles} profiles where {before.profiles} are served, "
+            f"which is more of a loss than shrink_max allows ({shrink_max:.0%})",
+            outcome="shrunk",
+            hint=advice,
+        )
+
+
+def _manifest(
+    home: Path,
+    before: snapshot.Manifest | None,
+    made: Plan,
+    built: Built,
+    file_bytes: int,
+    sha256: str,
+    started_at: float,
+    finished_at: float,
+) -> snapshot.Manifest:
+    known = snapshot.manifests(home)
+    return snapshot.Manifest(
+        name=snapshot.name_of(finished_at, built.content),
+        sequence=1 + max((m.sequence for m in known), default=0),
+        previous=before.name if before is not None else None,
+        schema=msgspec.to_builtins(made.schema),
+        profiles=built.profiles,
+        identifiers=built.identifiers,
+        segments=built.segments,
+        file_bytes=file_bytes,
+        record_bytes=built.record_bytes,
+        sha256=sha256,
+        content=built.content,
+        model=made.fingerprint,
+        started_at=started_at,
+        finished_at=finished_at,
+        rows=built.rows,
+        rejected=built.rejected,
+    )
+
+
+def _verify_in_child(folder: Path, manifest: snapshot.Manifest) -> None:
+    """Opens and samples the file in a process of its own, as a worker will: a fault there must not end this one."""
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeprofile.reader", str(folder)],
+        input=msgspec.json.encode(manifest),
+        capture_output=True,
+        timeout=VERIFY_SECONDS_MAX,
+        check=False,
+    )
+    if done.returncode != 0:
+        why = done.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1][:200]
+        raise SnapshotDamaged(f"the snapshot that was built cannot be read back: {why}")
+
+
+def _keep_rejects(building: Path, home: Path) -> None:
+    """The list of refused rows outlives a build that was given up because of them."""
+    with contextlib.suppress(FileNotFoundError):
+        (building / snapshot.REJECTS).replace(home / snapshot.REJECTS)
+
+
+def _reason(error: EdgeprofileError) -> str:
+    if isinstance(error, RefreshRefused):
+        return error.outcome
+    if isinstance(error, ModelError):
+        return "model_error"
+    return "store_error" if isinstance(error, StoreError) else "source_error"
+
+
+def _is_disk_full(error: Exception) -> bool:
+    number = error.errno if isinstance(error, OSError) else getattr(error, "code", None)
+    return number in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _from_os(error: OSError | WriterError) -> StoreError:
+    if _is_disk_full(error):
+        return StoreError("the disk is full; the old snapshot is still served", hint="make room under data_dir")
+    what = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
+    return StoreError(f"the snapshot could not be written: {what}")

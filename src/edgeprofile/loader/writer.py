@@ -1,0 +1,60 @@
+"""A snapshot's file, written in key order: all that the loader knows of LMDB."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import lmdb
+
+from edgeprofile.reader import IDENTIFIERS, LIB_VERSION, PROFILES, RECORDS, SEGMENT_KEY
+
+# Address space, not memory or disk: the file grows as pages are written.
+MAP_BYTES = 1 << 40
+
+Entries = Iterable[tuple[bytes, bytes]]
+# What a write raises, beside OSError; `code` is an errno, or one of LMDB's own.
+WriterError = lmdb.Error
+
+
+class Writer:
+    """Appends segments of records, the profiles in them, and then identifiers, each in the order of keys.
+
+    A key out of order is an error of LMDB's. Writes go through the file and not through a writable map, so that
+    a full disk is an OSError or lmdb.Error here and never a SIGBUS. Nothing is durable before the file is synced.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.env = lmdb.open(
+            str(path),
+            subdir=False,
+            lock=False,
+            sync=False,
+            metasync=False,
+            max_dbs=3,
+            map_size=MAP_BYTES,
+            lib_version=LIB_VERSION,
+        )
+        self.records, self.profiles, self.identifiers = (
+            self.env.open_db(name) for name in (RECORDS, PROFILES, IDENTIFIERS)
+        )
+        self.segments = 0
+
+    def add_segment(self, segment: bytes, entries: Entries) -> None:
+        """One transaction: records, and the place in it of each profile."""
+        with self.env.begin(write=True) as txn:
+            txn.put(SEGMENT_KEY.pack(self.segments), segment, append=True, db=self.records)
+            with txn.cursor(self.profiles) as cursor:
+                cursor.putmulti(entries, append=True)
+        self.segments += 1
+
+    def add_identifiers(self, entries: Entries) -> None:
+        """One transaction of identifiers."""
+        with self.env.begin(write=True) as txn, txn.cursor(self.identifiers) as cursor:
+            cursor.putmulti(entries, append=True)
+
+    def close(self) -> int:
+        """Returns how many bytes of the file are in use."""
+        used = (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
+        self.env.close()
+        return used

@@ -1,0 +1,330 @@
+"""The files of a workspace: what each is called, and how a snapshot is published, found, pruned and rolled back.
+
+    <home>/CURRENT                                       the name of the published snapshot, one line
+    <home>/loader.lock                                   held, with its pid in it, by the one loader
+    <home>/refresh.json                                  how the last refresh ended
+    <home>/snapshots/<UTC time>-<short hash>/            a published snapshot, never changed:
+        profiles.mdb  manifest.json  rejects.ndjson
+    <home>/snapshots/.building-<pid>/                    one that is being built
+
+`home` is DATA/<workspace>. Readers need `CURRENT` and what it names, nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from edgeprofile.errors import FormatUnsupported, LoaderBusy, NoSnapshot, SnapshotDamaged
+
+MANIFEST_FORMAT = 1
+CURRENT = "CURRENT"
+LOCK = "loader.lock"
+SNAPSHOTS = "snapshots"
+PROFILES = "profiles.mdb"
+MANIFEST = "manifest.json"
+REJECTS = "rejects.ndjson"
+REFRESH = "refresh.json"
+BUILDING = ".building-"
+NAME = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{8}")
+
+# The crash points of `publish`, in order. After any of them the readers see the old snapshot or the new one, whole.
+STEPS = (
+    "built",
+    "truncated",
+    "synced",
+    "hashed",
+    "verified",
+    "manifest_synced",
+    "renamed",
+    "folder_synced",
+    "current_written",
+    "current_swapped",
+    "current_synced",
+)
+
+AtStep = Callable[[str], None]
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What `manifest.json` says of a snapshot. Times are seconds since 1970; `sequence` orders snapshots.
+
+    `content` is a hash of all that is served but the time of the refresh, `model` of what it was made by.
+    """
+
+    format: int = MANIFEST_FORMAT
+    name: str
+    sequence: int
+    previous: str | None
+    schema: dict[str, object]
+    profiles: int
+    identifiers: dict[str, int]
+    segments: int
+    file_bytes: int
+    record_bytes: int
+    sha256: str
+    content: str
+    model: str
+    started_at: float
+    finished_at: float
+    rows: int
+    rejected: dict[str, int]
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """How a refresh ended, kept in refresh.json. Times are seconds since 1970.
+
+    `outcome` is `published`, `unchanged`, or the reason why not: `model_error`, `source_error`, `too_many_rejects`,
+    `empty`, `shrunk`, `disk_full`, `store_error`, `interrupted`.
+    """
+
+    outcome: str
+    started_at: float
+    finished_at: float
+    message: str = ""
+    snapshot: str | None = None
+    profiles: int = 0
+    rejected: int = 0
+
+
+def home(data_dir: Path, workspace: str) -> Path:
+    """The folder of a workspace."""
+    return data_dir / workspace
+
+
+def folder(home: Path, name: str) -> Path:
+    """The folder of a snapshot."""
+    return home / SNAPSHOTS / name
+
+
+def name_of(finished_at: float, content: str) -> str:
+    """The name of a snapshot that was finished then and has that content."""
+    moment = dt.datetime.fromtimestamp(finished_at, dt.UTC)
+    return f"{moment:%Y%m%dT%H%M%S.%f}Z-{content[:8]}"
+
+
+def sync(path: Path) -> None:
+    """fsync of a file or a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Writes a file and syncs it; the caller makes its name durable."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def current(home: Path) -> str:
+    """The name of the published snapshot. Raises NoSnapshot, or SnapshotDamaged where CURRENT makes no sense."""
+    try:
+        name = (home / CURRENT).read_bytes()[:100].decode("ascii", "replace").strip()
+    except FileNotFoundError:
+        raise NoSnapshot("nothing is published yet", hint="run: edgeprofile load") from None
+    if not NAME.fullmatch(name):
+        raise SnapshotDamaged(f"{CURRENT} does not hold the name of a snapshot")
+    return name
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a snapshot. Raises SnapshotDamaged or FormatUnsupported."""
+    try:
+        content = (folder / MANIFEST).read_bytes()
+    except OSError as error:
+        raise SnapshotDamaged(f"snapshot {folder.name}: no {MANIFEST} ({error.strerror})") from None
+    try:
+        version = msgspec.json.decode(content, type=dict[str, msgspec.Raw])["format"]
+        if bytes(version) != b"%d" % MANIFEST_FORMAT:
+            raise FormatUnsupported(
+                f"snapshot {folder.name} has format {bytes(version)[:20].decode()}; this build reads {MANIFEST_FORMAT}",
+                hint="run the version of edgeprofile that wrote it, or load anew",
+            )
+        return msgspec.json.decode(content, type=Manifest)
+    except (msgspec.MsgspecError, KeyError, UnicodeDecodeError):
+        raise SnapshotDamaged(f"snapshot {folder.name}: {MANIFEST} is damaged") from None
+
+
+def names(home: Path) -> list[str]:
+    """The names of all published snapshots, by name. What else lies in the folder is not ours and is ignored."""
+    with contextlib.suppress(FileNotFoundError):
+        return sorted(n for n in os.listdir(home / SNAPSHOTS) if NAME.fullmatch(n))
+    return []
+
+
+def manifests(home: Path) -> list[Manifest]:
+    """The readable manifests, the newest first."""
+    found = []
+    for name in names(home):
+        with contextlib.suppress(SnapshotDamaged, FormatUnsupported):
+            found.append(read_manifest(folder(home, name)))
+    return sorted(found, key=lambda m: m.sequence, reverse=True)
+
+
+def check_size(folder: Path, manifest: Manifest) -> None:
+    """The cheap half of a check: a file that is missing or has another length is refused."""
+    try:
+        size = (folder / PROFILES).stat().st_size
+    except OSError as error:
+        raise SnapshotDamaged(f"snapshot {folder.name}: no {PROFILES} ({error.strerror})") from None
+    if size != manifest.file_bytes:
+        raise SnapshotDamaged(f"snapshot {folder.name}: {PROFILES} has {size} bytes, not {manifest.file_bytes}")
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_hash(folder: Path, manifest: Manifest) -> None:
+    """The dear half: reads the whole file."""
+    check_size(folder, manifest)
+    if hash_file(folder / PROFILES) != manifest.sha256:
+        raise SnapshotDamaged(f"snapshot {folder.name}: {PROFILES} does not match its SHA-256")
+
+
+def last_outcome(home: Path) -> Outcome | None:
+    """How the last refresh of a workspace ended; None where there was none."""
+    try:
+        return msgspec.json.decode((home / REFRESH).read_bytes(), type=Outcome)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+# --- writing: by the loader alone ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def loader_lock(home: Path) -> Iterator[None]:
+    """Makes this process the workspace's only loader. Raises LoaderBusy where there is one already.
+
+    The lock goes with its process, however that ends; the pid in the file is for people.
+    """
+    # Customers' data: nobody else on the machine has a business in here.
+    home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, exist_ok=True)
+    with (home / LOCK).open("a+b") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read(20).decode("ascii", "replace").strip() or "unknown"
+            raise LoaderBusy(
+                f"workspace {home.name} is being loaded by process {owner}", hint="wait for it, or stop it"
+            ) from None
+        file.truncate(0)
+        file.write(b"%d\n" % os.getpid())
+        file.flush()
+        yield
+
+
+def start_build(home: Path) -> Path:
+    """An empty folder to build in. Clears away what crashed builds left; call it with the lock held."""
+    snapshots = home / SNAPSHOTS
+    snapshots.mkdir(parents=True, exist_ok=True)
+    for leftover in snapshots.glob(BUILDING + "*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    building = snapshots / f"{BUILDING}{os.getpid()}"
+    building.mkdir()
+    return building
+
+
+def nothing(step: str) -> None:
+    """What happens at a step outside of tests."""
+
+
+def publish(
+    home: Path,
+    building: Path,
+    manifest_of: Callable[[int, str], Manifest],
+    verify: Callable[[Path, Manifest], None],
+    pages_bytes: int,
+    at: AtStep = nothing,
+) -> Manifest:
+    """Makes a finished build in `building` the current snapshot, or raises and leaves the old one current.
+
+    `pages_bytes` is how much of profiles.mdb is in use; `manifest_of(file_bytes, sha256)` says the rest of it,
+    `verify(folder, manifest)` raises where the file cannot be read back. `at` is called behind each of STEPS.
+    """
+    profiles = building / PROFILES
+    at("built")
+    os.truncate(profiles, pages_bytes)
+    at("truncated")
+    sync(profiles)
+    at("synced")
+    manifest = manifest_of(pages_bytes, hash_file(profiles))
+    at("hashed")
+    verify(building, manifest)
+    at("verified")
+    write_synced(building / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+    sync(building)
+    at("manifest_synced")
+    building.rename(folder(home, manifest.name))
+    at("renamed")
+    sync(home / SNAPSHOTS)
+    at("folder_synced")
+    point_current(home, manifest.name, at)
+    return manifest
+
+
+def point_current(home: Path, name: str, at: AtStep = nothing) -> None:
+    """Swaps the pointer that readers follow."""
+    temporary = home / (CURRENT + ".new")
+    write_synced(temporary, name.encode() + b"\n")
+    at("current_written")
+    temporary.rename(home / CURRENT)
+    at("current_swapped")
+    sync(home)
+    at("current_synced")
+
+
+def prune(home: Path, keep: int) -> list[str]:
+    """Removes all but the current snapshot and the `keep` newest others; returns the names of the removed.
+
+    Workers that still have one of them mapped keep it until they let go: unlinking does not take it from them.
+    """
+    name = current(home)
+    others = [m.name for m in manifests(home) if m.name != name]
+    kept = {name, *others[:keep]}
+    removed = [n for n in names(home) if n not in kept]
+    for old in removed:
+        # Renamed first, so that a crash in the middle leaves no half a snapshot under a good name.
+        doomed = home / SNAPSHOTS / f"{BUILDING}{old}"
+        folder(home, old).rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+    return removed
+
+
+def rollback(home: Path) -> Manifest:
+    """Makes the snapshot before the current one current. Raises NoSnapshot where there is none, or a damage."""
+    now = read_manifest(folder(home, current(home)))
+    before = [m for m in manifests(home) if m.sequence < now.sequence]
+    if not before:
+        raise NoSnapshot(f"there is no snapshot before {now.name}", hint="the setting `keep` says how many are kept")
+    check_hash(folder(home, before[0].name), before[0])
+    point_current(home, before[0].name)
+    return before[0]
+
+
+def note(home: Path, outcome: Outcome) -> None:
+    """Keeps how the last refresh ended."""
+    temporary = home / (REFRESH + ".new")
+    write_synced(temporary, msgspec.json.encode(outcome))
+    temporary.replace(home / REFRESH)

@@ -1,0 +1,167 @@
+"""A worker's watcher: a thread that notices new snapshots and changed keys, opens them, and swaps one reference.
+
+It polls, because polling cannot miss: a few `stat` calls ten times a second. Opening and closing happen here, off
+the event loop; a lookup sees the old snapshot or the new one, and the same keys from its start to its end.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from pathlib import Path
+
+from edgeprofile import limiter, snapshot
+from edgeprofile._limiter import Policy, SharedMap
+from edgeprofile._lookup import Lookup
+from edgeprofile._store import Grant, Store, Workspace
+from edgeprofile.errors import EdgeprofileError, KeyFileError, NoSnapshot
+from edgeprofile.keys import Key, KeyTable, stamp_of
+from edgeprofile.metrics import Counter
+from edgeprofile.reader import Reader
+from edgeprofile.settings import Limits
+
+POLL_INTERVAL_S = 0.1
+# A snapshot that was refused is tried again this much later, or at once when CURRENT names another.
+RETRY_INTERVAL_S = 10.0
+
+log = logging.getLogger("edgeprofile")
+
+
+class SnapshotWatcher:
+    """Keeps one workspace on its current snapshot."""
+
+    def __init__(self, home: Path, workspace: Workspace, shared: SharedMap) -> None:
+        self._home = home
+        self._workspace = workspace
+        self._shared = shared
+        self._refused: tuple[str, float] | None = None
+        self._retired: list[Store] = []
+
+    def poll(self) -> None:
+        """Opens the current snapshot if it is not the one that is served. A refusal leaves the old one."""
+        self._close_retired()
+        try:
+            name = snapshot.current(self._home)
+        except NoSnapshot:
+            return
+        except (EdgeprofileError, OSError) as error:
+            self._refuse("", error)
+            return
+        store = self._workspace.store
+        if store is not None and store.reader.name == name:
+            return
+        if self._refused is not None and self._refused[0] == name and time.monotonic() < self._refused[1]:
+            return
+        try:
+            reader = Reader(snapshot.folder(self._home, name))
+            reader.check_samples()
+            opened = Store(reader)
+        except (EdgeprofileError, OSError, UnicodeDecodeError) as error:
+            self._refuse(name, error)
+            return
+        self._workspace.store = opened
+        self._shared.add(Counter.SNAPSHOTS_OPENED, 1)
+        log.info("workspace %s: serving snapshot %s, %d profiles", self._home.name, name, reader.manifest.profiles)
+        if store is not None:
+            self._retired.append(store)
+
+    def _refuse(self, name: str, error: Exception) -> None:
+        if self._refused is None or self._refused[0] != name:
+            log.error("workspace %s: snapshot refused, the one before stays: %s", self._home.name, error)
+            self._shared.add(Counter.SNAPSHOTS_REFUSED, 1)
+        self._refused = (name, time.monotonic() + RETRY_INTERVAL_S)
+
+    def _close_retired(self) -> None:
+        """Unmaps what no lookup holds any more, so that none finds itself unmapping gigabytes."""
+        held = []
+        while self._retired:
+            store = self._retired.pop()
+            if sys.getrefcount(store) <= 2:  # `store` here, and the call's own
+                store.reader.close()
+            else:
+                held.append(store)
+        self._retired = held
+
+
+class KeyWatcher:
+    """Keeps the lookup's grants as the key file has them."""
+
+    def __init__(
+        self, data_dir: Path, limits: Limits, lookup: Lookup, workspaces: dict[str, Workspace], shared: SharedMap
+    ) -> None:
+        self._data_dir = data_dir
+        self._limits = limits
+        self._lookup = lookup
+        self._workspaces = workspaces
+        self._shared = shared
+        self._table = KeyTable({}, None)
+        self._seen: object = "never"
+
+    def verify(self, token: bytes) -> bool:
+        """Whether a token is a key that is good now: its hash is compared, in constant time."""
+        return self._table.find(token, time.time()) is not None
+
+    def poll(self) -> None:
+        """Takes over a changed key file. One that is damaged changes nothing, and is said once."""
+        stamp: object = None
+        try:
+            stamp = stamp_of(self._data_dir)
+            if stamp == self._seen:
+                return
+            table = KeyTable.load(self._data_dir)
+        except KeyFileError as error:
+            if stamp != self._seen:
+                log.error("the keys stay as they were: %s", error)
+            self._seen = stamp
+            return
+        self._seen = stamp
+        now = time.time()
+        usable = [key for key in table.keys.values() if key.usable(now) and key.workspace in self._workspaces]
+        grants = {key.public_id.encode(): self._grant(key) for key in usable}
+        # The table first: a grant that is new is verified against it.
+        self._table = table
+        self._lookup.set_grants(grants)
+
+    def _grant(self, key: Key) -> Grant:
+        rate = self._limits.rate if key.rate is None else key.rate
+        burst_rate = self._limits.burst_rate if key.burst_rate is None else key.burst_rate
+        burst_seconds = self._limits.burst_seconds if key.burst_seconds is None else key.burst_seconds
+        limits = limiter.policy(rate, max(rate, burst_rate), burst_seconds)
+        cell = self._shared.cell(f"{key.public_id}:native".encode())
+        return Grant(
+            self._workspaces[key.workspace],
+            Policy(limits.pairs),
+            limits,
+            cell,
+            "read" in key.scopes,
+            key.expires_at or 0,
+        )
+
+
+class Watcher(threading.Thread):
+    """Polls all of them until it is stopped. A fault in one poll is logged, and the next goes on."""
+
+    def __init__(self, polls: list[SnapshotWatcher | KeyWatcher]) -> None:
+        super().__init__(name="edgeprofile-watcher", daemon=True)
+        self._polls = polls
+        self._stopping = threading.Event()
+
+    def poll(self) -> None:
+        """One round."""
+        for each in self._polls:
+            try:
+                each.poll()
+            except Exception:
+                log.exception("a poll failed")
+
+    def run(self) -> None:
+        """Until `stop`."""
+        while not self._stopping.wait(POLL_INTERVAL_S):
+            self.poll()
+
+    def stop(self) -> None:
+        """Ends the thread and waits for it."""
+        self._stopping.set()
+        self.join()

@@ -1,0 +1,97 @@
+"""Fixtures that several files share: a service for tests that only ask, and a maker of services of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from service import DECLARED, Service
+
+# A second workspace with a profile of the same id: only the key tells which is meant.
+BANK = 'id = "profile_id"\nidentifiers = ["iban"]'
+BANK_PROFILES = "CREATE TABLE profiles AS SELECT '12345' AS profile_id, 'IBAN-1' AS iban, 'Olga' AS first_name"
+
+# 12345 is the profile that the vendor's document shows; the others are what a warehouse may come up with.
+PROFILES = """
+CREATE TABLE profiles (
+    profile_id VARCHAR, email VARCHAR, device_id VARCHAR, first_name VARCHAR, visits BIGINT, balance DECIMAL(38, 10),
+    ratio DOUBLE, preferences JSON, birthday DATE, seen_at TIMESTAMP, tags VARCHAR[], notes VARCHAR,
+    lifetime_value DECIMAL(12, 2), high_spenders BOOLEAN, churn_risk BOOLEAN, updated_at TIMESTAMP
+);
+INSERT INTO profiles BY NAME SELECT '12345' AS profile_id, 'jane@example.com' AS email, 'Jane' AS first_name,
+    1492.18 AS lifetime_value, true AS high_spenders, false AS churn_risk, '2025-06-10 12:34:56' AS updated_at;
+INSERT INTO profiles BY NAME SELECT 'types' AS profile_id, 9223372036854775807 AS visits,
+    '1234567890123456789012345678.0123456789'::DECIMAL(38, 10) AS balance, 'NaN'::DOUBLE AS ratio,
+    '{"b": 1, "a": [1.50, null], "n": 12345678901234567890}' AS preferences, '1970-02-28' AS birthday,
+    '2025-01-02 03:04:05.678' AS seen_at, ['ä', NULL, '"'] AS tags, -0.01 AS lifetime_value,
+    '2025-06-10 12:34:56' AS updated_at;
+INSERT INTO profiles BY NAME SELECT unnest(['twin-old', 'twin-new', 'twin-none']) AS profile_id,
+    'tablet' AS device_id, unnest(['2025-01-01', '2025-03-03', '2025-02-02']) AS updated_at;
+INSERT INTO profiles BY NAME SELECT 'large' AS profile_id, 'Lara' AS first_name, repeat('x', 1100000) AS notes;
+INSERT INTO profiles BY NAME SELECT 'élodie' AS profile_id, 'Élodie@Example.COM' AS email, 'Élodie' AS first_name;
+INSERT INTO profiles BY NAME SELECT unnest({ids}) AS profile_id, '2025-06-10 12:34:56' AS updated_at;
+"""
+# Ids that a path can hold only in escapes, or not as they look.
+ODD_IDS = (
+    "a/b",
+    "a+b",
+    "a b",
+    "a?b=c&d",
+    "a%2Fb",
+    "..",
+    '"<>\\^`{|}',
+    "\x01\x7f",
+    "日本語",
+    "p\u0430ypal-ελ-ام",  # a Cyrillic letter in a Latin word
+    "👩‍👩‍👧🇫🇷",
+    "e\u0301",
+    "\U0010ffff",
+)
+
+
+class MakeService(Protocol):
+    """Makes a service that ends with the test; see Service for what it takes. It is not started."""
+
+    def __call__(self, spaces: dict[str, str] | None = None, **options: Any) -> Service: ...
+
+
+@pytest.fixture
+def make_service(tmp_path: Path) -> Iterator[MakeService]:
+    made: list[Service] = []
+
+    def make(spaces: dict[str, str] | None = None, **options: Any) -> Service:
+        folder = tmp_path / f"service-{len(made)}"
+        folder.mkdir()
+        made.append(Service(folder, spaces, **options))
+        return made[-1]
+
+    yield make
+    for service in made:
+        service.stop()
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Two workers over the workspaces `shop` and `bank`. Tests ask and mint keys; they change nothing else."""
+    made = Service(tmp_path_factory.mktemp("service"), {"shop": DECLARED, "bank": BANK}, workers=2)
+    ids = ", ".join("'" + odd.replace("'", "''") + "'" for odd in ODD_IDS)
+    made.run_sql(PROFILES.replace("{ids}", f"[{ids}]"))
+    made.run_sql(BANK_PROFILES, "bank")
+    made.load("shop")
+    made.load("bank")
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="session")
+def key(service: Service) -> str:
+    """A key of `shop` that no limit touches."""
+    return service.key("shop")
+
+
+@pytest.fixture(scope="session")
+def bank_key(service: Service) -> str:
+    return service.key("bank")

@@ -1,0 +1,311 @@
+"""A real service for the tests: a DuckDB file, the real loader, and `edgeprofile serve` as processes of its own.
+
+Nothing here stands in for a part of ours. Requests go over plain sockets, so that a test can send what no HTTP
+client would.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import duckdb
+
+from edgeprofile import keys, settings, snapshot
+from edgeprofile.loader.refresh import refresh
+
+T = TypeVar("T")
+Header = tuple[str, str]
+
+HOST = "127.0.0.1"
+ANSWER_SECONDS_MAX = 20.0
+READY_SECONDS_MAX = 30.0
+STOP_SECONDS_MAX = 15.0
+# Far above what any test sends, so that only the tests of limits meet them.
+UNLIMITED = "rate = 1_000_000\nburst_rate = 1_000_000\nburst_seconds = 0"
+# What most services serve: an email is found however it is typed, and one device may be several profiles'.
+DECLARED = """
+id = "profile_id"
+updated_at = "updated_at"
+identifiers = [{ column = "email", normalize = "lower" }, { column = "device_id", unique = false }]
+metrics = ["lifetime_value"]
+audiences = ["high_spenders", "churn_risk"]
+"""
+WORKSPACE = """
+[workspaces.{name}]
+shrink_max = 1.0
+source = {{ url = "duckdb:///{name}.duckdb" }}
+[workspaces.{name}.profiles]
+sql = "SELECT * FROM profiles"
+{declared}
+"""
+
+
+def until(look: Callable[[], T], what: str, seconds_max: float = READY_SECONDS_MAX) -> T:
+    """Polls until `look` gives something true, and returns it. Fails, saying `what`, after `seconds_max`."""
+    give_up = time.monotonic() + seconds_max
+    while not (found := look()):
+        assert time.monotonic() < give_up, f"not within {seconds_max} s: {what}"
+        time.sleep(0.005)
+    return found
+
+
+# --- requests and answers ------------------------------------------------------------------------------------------
+
+
+class Answer(NamedTuple):
+    """A whole answer. Names of headers are in lower case; one that comes twice fails the test."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    def code(self) -> str:
+        """The code of a problem."""
+        return str(self.json()["code"])
+
+
+def request(target: str, key: str | None = None, *headers: Header, method: str = "GET", body: bytes = b"") -> bytes:
+    """A request as bytes. `target` goes out as it is: escape it yourself."""
+    lines = [f"{method} {target} HTTP/1.1", "Host: test"]
+    lines += [] if key is None else [f"Authorization: Bearer {key}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+class Connection:
+    """A keep-alive connection. Requests may be pipelined: `send` many, then `read` as many answers."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection((HOST, port), ANSWER_SECONDS_MAX)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._file = self._socket.makefile("rb")
+        self.port: int = self._socket.getsockname()[1]
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def send(self, content: bytes) -> None:
+        self._socket.sendall(content)
+
+    def read(self, *, is_head: bool = False) -> Answer:
+        """One answer. Raises ConnectionError where the server closed instead of giving a whole one."""
+        status_line = self._file.readline()
+        if not status_line:
+            raise ConnectionResetError("closed without an answer")
+        status = int(re.fullmatch(rb"HTTP/1\.[01] (\d{3}) [^\r]*\r\n", status_line)[1])  # type: ignore[index]
+        headers: dict[str, str] = {}
+        while (line := self._file.readline()) != b"\r\n":
+            if not line.endswith(b"\r\n"):
+                raise ConnectionResetError("closed within the headers")
+            name, _, value = line.decode("latin-1").rstrip("\r\n").partition(": ")
+            assert headers.setdefault(name.lower(), value) is value, f"{name} came twice"
+        assert "transfer-encoding" not in headers, "every answer of ours has a known length"
+        size = 0 if is_head or status == 304 else int(headers.get("content-length", 0))
+        body = self._file.read(size)
+        if len(body) != size:
+            raise ConnectionResetError("closed within the body")
+        return Answer(status, headers, body)
+
+    def ask(self, content: bytes) -> Answer:
+        self.send(content)
+        return self.read(is_head=content.startswith(b"HEAD "))
+
+    def is_closed(self) -> bool:
+        """Whether the server closes the connection now, rather than waiting for more; sends nothing."""
+        return self._file.read(1) == b""
+
+    def close(self) -> None:
+        self._file.close()
+        self._socket.close()
+
+
+def exchange(port: int, content: bytes) -> Answer:
+    """Sends bytes over a connection of their own and reads one answer. Raises ConnectionError for none."""
+    with Connection(port) as connection:
+        return connection.ask(content)
+
+
+# --- the service ---------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+class Service:
+    """A settings file and its data in `folder`, and, between `start` and `stop`, the processes that serve them.
+
+    `spaces` has, by a workspace's name, what its [profiles] table declares; each reads the table `profiles` of the
+    file NAME.duckdb. `limits` are lines of the [limits] table.
+    """
+
+    def __init__(
+        self, folder: Path, spaces: dict[str, str] | None = None, *, workers: int = 1, limits: str = UNLIMITED
+    ) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.file = folder / "edgeprofile.toml"
+        text = f'data_dir = "state"\n[server]\nport = {self.port}\nworkers = {workers}\ndrain_seconds = 5\n'
+        text += f"[limits]\n{limits}\n"
+        for name, declared in (spaces or {"shop": DECLARED}).items():
+            text += WORKSPACE.format(name=name, declared=declared)
+        self.file.write_text(text, encoding="utf-8")
+        self.settings = settings.load(self.file, {})
+        self.workers_wanted = workers
+        self.secrets: list[str] = []
+        self._process: subprocess.Popen[bytes] | None = None
+
+    # Its state on disk.
+
+    def run_sql(self, sql: str, workspace: str = "shop") -> None:
+        """Changes the warehouse."""
+        with duckdb.connect(str(self.folder / f"{workspace}.duckdb")) as connection:
+            connection.execute(sql)
+
+    def load(self, workspace: str = "shop", at: snapshot.AtStep = snapshot.nothing) -> snapshot.Outcome:
+        """Publishes what the warehouse holds; `at` is called behind each of `snapshot.STEPS`."""
+        return refresh(self.settings, workspace, force=False, progress=lambda *_: None, at=at)
+
+    def key(self, workspace: str = "shop", **options: Any) -> str:
+        """A new key, as callers send it, which all workers know by now. `options` are those of `keys.create`."""
+        token = self.mint(workspace, **options)
+        if self._process is not None:
+            # Asking by the key itself would cost its tokens. Who knows this later one knows that one too.
+            later = request("/v1/profiles/id/1", self.mint(workspace, scopes=("write",)))
+            for connection in self.connect_to_each():
+                with connection:
+                    until(lambda: connection.ask(later).status == 403, "a new key is known")  # noqa: B023
+        return token
+
+    def mint(self, workspace: str = "shop", **options: Any) -> str:
+        """As `key`, without waiting for the workers."""
+        token, _ = keys.create(self.settings.data_dir, workspace, **options)
+        self.secrets.append(token.rpartition("_")[2])
+        return token
+
+    def revoke(self, token: str) -> None:
+        keys.revoke(self.settings.data_dir, token.split("_")[2])
+
+    def home(self, workspace: str = "shop") -> Path:
+        return snapshot.home(self.settings.data_dir, workspace)
+
+    # Its processes.
+
+    def start(self, *, ready: int = 200) -> Service:
+        """Starts it and waits until /readyz answers `ready` and all workers run."""
+        command = [sys.executable, "-m", "edgeprofile", "serve", "--config", str(self.file)]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        until(lambda: len(self.workers()) == self.workers_wanted and self._readiness() == ready, "the service is up")
+        return self
+
+    def stop(self) -> None:
+        """Ends it as a supervisor would. Fails the test for an unclean end, a traceback or a secret in the log."""
+        if self._process is None:
+            return
+        process, self._process = self._process, None
+        process.send_signal(signal.SIGTERM)
+        try:
+            status = process.wait(STOP_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+        log = self.log()
+        assert "Traceback" not in log, log
+        assert "panicked" not in log, log
+        assert not [secret for secret in self.secrets if secret in log]
+        assert status == 0, f"exit status {status}\n{log}"
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "serve.log"
+
+    def log(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def _readiness(self) -> int:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log()
+        try:
+            return exchange(self.port, request("/readyz")).status
+        except ConnectionError:
+            return 0
+
+    def workers(self) -> list[int]:
+        """The pids of the workers: those children that have the shared map mapped."""
+        assert self._process is not None
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        return [int(pid) for pid in children if "shared.map" in mappings(int(pid))]
+
+    def worker_of(self, connection: Connection) -> int | None:
+        """The pid of the worker that holds the other end of a connection, None where that is no worker (yet)."""
+        ours = f":{self.port:04X} 0100007F:{connection.port:04X} "
+        table = Path("/proc/net/tcp").read_text().splitlines()
+        inode = next((line.split()[9] for line in table if ours in line), None)
+        for pid in self.workers():
+            for entry in Path(f"/proc/{pid}/fd").iterdir():
+                try:
+                    if str(entry.readlink()) == f"socket:[{inode}]":
+                        return pid
+                except FileNotFoundError:
+                    continue
+        return None
+
+    def connect(self) -> Connection:
+        return Connection(self.port)
+
+    def connect_to_each(self, connections_max: int = 400) -> list[Connection]:
+        """One connection to each worker; the kernel deals them out, so it may take several tries."""
+        found: dict[int, Connection] = {}
+        for _ in range(connections_max):
+            connection = self.connect()
+            connection.ask(request("/livez"))
+            pid = self.worker_of(connection)
+            if pid is None or found.setdefault(pid, connection) is not connection:
+                connection.close()
+            if len(found) == self.workers_wanted:
+                return list(found.values())
+        raise AssertionError(f"{connections_max} connections reached {len(found)} of {self.workers_wanted} workers")
+
+    # Requests.
+
+    def ask(self, content: bytes) -> Answer:
+        return exchange(self.port, content)
+
+    def get(self, target: str, key: str | None = None, *headers: Header, method: str = "GET") -> Answer:
+        return self.ask(request(target, key, *headers, method=method))
+
+
+def mappings(pid: int) -> str:
+    """What a process has mapped; nothing where it is gone."""
+    try:
+        return Path(f"/proc/{pid}/maps").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def pipelined(connection: Connection, content: bytes, times: int, at_once: int = 100) -> Iterable[Answer]:
+    """The answers to one request sent `times` times, `at_once` of them in flight."""
+    for first in range(0, times, at_once):
+        count = min(at_once, times - first)
+        connection.send(content * count)
+        for _ in range(count):
+            yield connection.read()

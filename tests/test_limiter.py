@@ -1,0 +1,440 @@
+"""The rate limiter: the arithmetic on a simulated clock, and the shared file between real processes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgeprofile import _limiter, limiter
+from edgeprofile.errors import StoreError
+from edgeprofile.limiter import NEVER, RATE_MAX, RESTED, UNITS_NS, decide, policy, rate_limit_headers, retry_after_s
+
+SECOND = 10**9
+DEFAULT = policy(500, 1000, 120)
+CELLS, COUNTERS = 16_384, 1_024
+
+
+@st.composite
+def policies(draw: st.DrawFn) -> limiter.Policy:
+    rate = draw(st.floats(0.1, 1e6))
+    burst_rate = rate * draw(st.just(1.0) | st.floats(1, 10))
+    return policy(rate, burst_rate, draw(st.just(0.0) | st.floats(0.01, 1_000)))
+
+
+EXAMPLE = itertools.count()
+NOW = st.integers(1, 2**61)
+STEPS_NS = st.integers(0, 1_000) | st.integers(0, 10 * SECOND)
+REQUESTS = st.lists(st.tuples(STEPS_NS, st.integers(1, 5) | st.integers(1, 2_000)), max_size=60)
+
+
+class Key:
+    """One key on a clock that only moves when told."""
+
+    def __init__(self, limits: limiter.Policy, now_ns: int = 5 * SECOND, cell: tuple[int, int] = RESTED) -> None:
+        self.limits, self.now_ns, self.cell = limits, now_ns, cell
+
+    def send(self, cost: int = 1, after_ns: int = 0) -> limiter.Decision:
+        self.now_ns += after_ns
+        decision = decide(self.cell, self.now_ns, cost, self.limits)
+        self.cell = decision.cell
+        return decision
+
+    def send_many(self, times: int, every_ns: int = 0) -> int:
+        return sum(self.send(after_ns=every_ns).allowed for _ in range(times))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "shared.map"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> _limiter.SharedMap:
+    return _limiter.SharedMap(tmp_path_factory.mktemp("limiter") / "shared.map")
+
+
+def compiled(limits: limiter.Policy) -> _limiter.Policy:
+    return _limiter.Policy(limits.pairs)
+
+
+# The arithmetic
+
+
+def test_a_rested_key_sends_a_thousand_at_once_on_the_default_limits() -> None:
+    key = Key(DEFAULT)
+    assert key.send_many(1_200) == 1_000
+    assert key.send().bucket == 1
+
+
+def test_a_key_sends_a_thousand_a_second_for_two_minutes_then_five_hundred() -> None:
+    key = Key(DEFAULT)
+    millisecond = SECOND // 1_000
+    # By the last of them, 119.999 s after the first, there were 60,000 tokens and 500 a second: not quite 120,000.
+    assert key.send_many(120_000, every_ns=millisecond) == 119_999
+    assert key.send_many(20_000, every_ns=millisecond) == pytest.approx(10_000, abs=2)
+    assert key.send().bucket == 0
+
+
+def test_without_burst_seconds_there_is_one_plain_bucket() -> None:
+    for limits in (policy(500, 1_000, 0), policy(1_000, 1_000, 120)):
+        assert [bucket.name for bucket in limits.buckets] == ["sustained"]
+        key = Key(limits)
+        assert key.send_many(1_200) == 1_000
+        assert key.send_many(4_000, every_ns=SECOND // 2_000) == pytest.approx(limits.buckets[0].rate * 2, abs=1)
+        assert key.cell[1] == 0
+
+
+def test_a_rate_below_one_a_second_lets_a_request_pass() -> None:
+    for limits in (policy(0.1, 0.1, 0), policy(0.1, 0.5, 0.01)):
+        key = Key(limits)
+        assert key.send().allowed
+        assert key.send().wait_ns == 10 * SECOND
+        assert key.send(after_ns=10 * SECOND).allowed
+
+
+@given(rate=st.floats(0.1, RATE_MAX))
+def test_the_long_run_rate_is_off_by_less_than_a_hundredth_of_a_percent(rate: float) -> None:
+    bucket = policy(rate, rate, 0).buckets[0]
+    assert 1e9 * UNITS_NS / bucket.interval == pytest.approx(rate, rel=1e-4)
+
+
+@given(limits=policies(), start_ns=NOW, requests=REQUESTS)
+def test_no_window_ever_admits_more_than_its_depth_and_refill(
+    limits: limiter.Policy, start_ns: int, requests: list[tuple[int, int]]
+) -> None:
+    key = Key(limits, start_ns)
+    admitted = [(key.now_ns, cost) for step_ns, cost in requests if key.send(cost, step_ns).allowed]
+    for bucket in limits.buckets:
+        for first, (from_ns, _) in enumerate(admitted):
+            sent = 0
+            for until_ns, cost in admitted[first:]:
+                sent += cost
+                assert sent * bucket.interval <= bucket.span + (until_ns - from_ns) * UNITS_NS
+
+
+@given(limits=policies(), start_ns=NOW, requests=REQUESTS, cost=st.integers(1, 2_000))
+def test_the_wait_is_true_to_the_nanosecond(
+    limits: limiter.Policy, start_ns: int, requests: list[tuple[int, int]], cost: int
+) -> None:
+    key = Key(limits, start_ns)
+    for step_ns, before in requests:
+        key.send(before, step_ns)
+    denied = key.send(cost)
+    if denied.wait_ns == NEVER:
+        bucket = limits.buckets[denied.bucket]
+        assert cost * bucket.interval > bucket.span
+    elif not denied.allowed:
+        assert not decide(key.cell, key.now_ns + denied.wait_ns - 1, cost, limits).allowed
+        assert decide(key.cell, key.now_ns + denied.wait_ns, cost, limits).allowed
+        assert decide(key.cell, key.now_ns + retry_after_s(denied.wait_ns) * SECOND, cost, limits).allowed
+
+
+@given(limits=policies(), start_ns=NOW, requests=REQUESTS)
+def test_a_denied_request_costs_nothing(limits: limiter.Policy, start_ns: int, requests: list[tuple[int, int]]) -> None:
+    key = Key(limits, start_ns)
+    for step_ns, cost in requests:
+        before = key.cell
+        decision = key.send(cost, step_ns)
+        assert decision.allowed == (key.cell != before)
+        assert decision.allowed == (decision.wait_ns == 0)
+
+
+def test_a_request_that_no_bucket_can_hold_never_passes() -> None:
+    decision = Key(DEFAULT).send(cost=1_001)
+    assert (decision.allowed, decision.wait_ns, decision.bucket) == (False, NEVER, 1)
+    with pytest.raises(ValueError, match="no wait is long enough"):
+        retry_after_s(decision.wait_ns)
+
+
+@given(limits=policies(), now_ns=NOW, cell=st.tuples(*[st.integers(0, 2**64 - 1)] * 2))
+def test_a_tat_of_another_boot_makes_no_key_wait_longer_than_a_refill(
+    limits: limiter.Policy, now_ns: int, cell: tuple[int, int]
+) -> None:
+    decision = decide(cell, now_ns, 1, limits)
+    bucket = limits.buckets[decision.bucket]
+    assert decision.wait_ns <= (bucket.span + limiter.SKEW) // UNITS_NS + 1
+
+
+@given(jump_s=st.integers(-(10**6), 10**6).filter(lambda jump_s: not -1 <= jump_s < 121))
+def test_a_drained_key_is_rested_when_the_clock_jumps(jump_s: int) -> None:
+    drained_ns = 2 * 10**6 * SECOND
+    full = tuple(drained_ns * UNITS_NS + bucket.span for bucket in DEFAULT.buckets)
+    assert not Key(DEFAULT, drained_ns, (full[0], full[1])).send().allowed
+    assert Key(DEFAULT, drained_ns + jump_s * SECOND, (full[0], full[1])).send(cost=1_000).allowed
+
+
+def test_a_clock_slightly_behind_another_worker_does_not_refill_a_drained_bucket(shared: _limiter.SharedMap) -> None:
+    key, cell = Key(policy(500, 1_000, 0)), shared.cell(b"behind")
+    assert key.send(cost=1_000).allowed
+    assert shared.take(cell, compiled(key.limits), 1_000, now_ns=key.now_ns) == 0
+    assert key.send(after_ns=-100).wait_ns == SECOND // 500 + 100
+    assert shared.take(cell, compiled(key.limits), 1, now_ns=key.now_ns) == SECOND // 500 + 100
+
+
+def test_the_clock_may_wrap_around() -> None:
+    key = Key(DEFAULT, now_ns=2**64 // UNITS_NS - 200 * SECOND)
+    assert key.send().allowed
+    key.now_ns += 199 * SECOND + SECOND // 2
+    assert key.send_many(2_000, every_ns=SECOND // 1_000) == 2_000
+    key.now_ns += SECOND
+    assert key.send_many(1_200) == 1_000
+
+
+@pytest.mark.parametrize(
+    ("rate", "burst_rate", "burst_seconds"),
+    [
+        (0, 1, 1),
+        (-1, 1, 1),
+        (2, 1, 1),
+        (1, RATE_MAX * 2, 1),
+        (float("nan"), 1, 1),
+        (1, 2, -1),
+        (1, 2, float("inf")),
+        (1, 2, float("nan")),
+        (0.001, 1_000, 1_000),
+        (1e-12, 1e-12, 0),
+    ],
+)
+def test_numbers_that_make_no_limit_are_refused(rate: float, burst_rate: float, burst_seconds: float) -> None:
+    with pytest.raises(ValueError, match=r"burst|refill"):
+        policy(rate, burst_rate, burst_seconds)
+
+
+# The answer's headers
+
+
+def test_retry_after_is_whole_seconds_rounded_up_and_never_zero() -> None:
+    assert [retry_after_s(wait_ns) for wait_ns in (1, SECOND - 1, SECOND, SECOND + 1)] == [1, 1, 1, 2]
+
+
+def test_the_headers_name_the_bucket_that_denied() -> None:
+    assert rate_limit_headers(DEFAULT, 0, 2_000_000) == [
+        (b"ratelimit-policy", b'"sustained";q=500;w=1, "peak";q=1000;w=1'),
+        (b"ratelimit", b'"sustained";r=0;t=1'),
+    ]
+
+
+def test_the_headers_of_a_plain_policy_have_one_bucket_and_a_window_of_whole_tokens() -> None:
+    assert rate_limit_headers(policy(0.3, 2, 0), 0, 2 * SECOND + 1) == [
+        (b"ratelimit-policy", b'"sustained";q=1;w=4'),
+        (b"ratelimit", b'"sustained";r=0;t=3'),
+    ]
+
+
+def test_the_headers_say_what_is_left_for_a_cheaper_request() -> None:
+    key = Key(policy(1, 10, 0))
+    key.send(cost=7)
+    denied = key.send(cost=5)
+    assert rate_limit_headers(key.limits, denied.bucket, denied.wait_ns, cost=5)[1] == (
+        b"ratelimit",
+        b'"sustained";r=3;t=2',
+    )
+
+
+# The compiled limiter
+
+
+@given(
+    limits=policies(),
+    start_ns=NOW,
+    requests=REQUESTS,
+    jump_ns=st.integers(-(2**61), 2**61) | st.integers(-(10**12), 10**12) | st.integers(-(10**6), 10**6),
+)
+def test_the_compiled_limiter_decides_as_the_plain_one(
+    shared: _limiter.SharedMap, limits: limiter.Policy, start_ns: int, requests: list[tuple[int, int]], jump_ns: int
+) -> None:
+    cell, fast = shared.cell(b"equal %d" % next(EXAMPLE)), compiled(limits)
+    key = Key(limits, start_ns)
+    for number, (step_ns, cost) in enumerate(requests):
+        if number == 30:
+            key.now_ns = max(1, key.now_ns + jump_ns)
+        plain = key.send(cost, step_ns)
+        assert shared.take_bucket(cell, fast, cost, now_ns=key.now_ns) == (plain.wait_ns, plain.bucket)
+
+
+def test_the_compiled_limiter_says_never_to_any_cost_beyond_the_depth(shared: _limiter.SharedMap) -> None:
+    cell = shared.cell(b"never")
+    for cost, bucket in ((1_001, 1), (2**32 - 1, 0)):
+        assert shared.take_bucket(cell, compiled(DEFAULT), cost) == (NEVER, bucket)
+    assert shared.take(cell, compiled(DEFAULT), 1_000) == 0
+
+
+def test_the_compiled_limiter_reads_the_monotonic_clock(shared: _limiter.SharedMap) -> None:
+    cell, slow = shared.cell(b"clock"), compiled(policy(0.1, 0.1, 0))
+    assert shared.take(cell, slow, 1) == 0
+    wait_ns = shared.take(cell, slow, 1)
+    assert 0 < wait_ns <= 10 * SECOND
+    assert shared.take(cell, slow, 1, now_ns=time.monotonic_ns() + wait_ns) == 0
+
+
+@pytest.mark.parametrize("pairs", [[], [(1, 1)] * 3])
+def test_a_compiled_policy_has_one_bucket_or_two(pairs: list[tuple[int, int]]) -> None:
+    with pytest.raises(ValueError, match="one bucket or two"):
+        _limiter.Policy(pairs)
+
+
+def test_indices_outside_the_file_are_refused(shared: _limiter.SharedMap) -> None:
+    with pytest.raises(IndexError):
+        shared.take(CELLS, compiled(DEFAULT), 1)
+    with pytest.raises(IndexError):
+        shared.add(COUNTERS, 1)
+    with pytest.raises(IndexError):
+        shared.counter(COUNTERS)
+
+
+# The file
+
+
+def test_a_name_has_one_cell_in_every_process_that_opens_the_file(path: Path) -> None:
+    one, other = _limiter.SharedMap(path), _limiter.SharedMap(str(path))
+    names = [b"%d:native" % number for number in range(1_000)]
+    cells = [one.cell(name) for name in names]
+    assert len(set(cells)) == len(names)
+    assert [other.cell(name) for name in reversed(names)] == cells[::-1]
+
+
+def test_a_full_file_refuses_new_names_and_keeps_the_old(path: Path) -> None:
+    shared = _limiter.SharedMap(path)
+    cells = {shared.cell(b"%d" % number) for number in range(CELLS)}
+    assert cells == set(range(CELLS))
+    with pytest.raises(StoreError, match="cells are taken"):
+        shared.cell(b"one more")
+    assert shared.cell(b"77") in cells
+
+
+def test_counters_and_cells_outlive_the_process(path: Path) -> None:
+    shared = _limiter.SharedMap(path)
+    shared.add(0, 2)
+    shared.add(COUNTERS - 1, 2**63)
+    cell = shared.cell(b"key")
+    assert shared.take(cell, compiled(DEFAULT), 1_000, now_ns=SECOND) == 0
+    del shared
+    again = _limiter.SharedMap(path)
+    assert [again.counter(index) for index in (0, 1, COUNTERS - 1)] == [2, 0, 2**63]
+    assert again.cell(b"key") == cell
+    assert again.take(cell, compiled(DEFAULT), 1, now_ns=SECOND) == SECOND // 1_000
+
+
+def test_the_file_is_for_its_owner_only(path: Path) -> None:
+    _limiter.SharedMap(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "too long", "other layout"])
+def test_a_file_of_another_layout_is_replaced(path: Path, damage: str) -> None:
+    old = _limiter.SharedMap(path)
+    old.add(0, 1)
+    size, inode = path.stat().st_size, path.stat().st_ino
+    if damage == "other layout":
+        with path.open("r+b") as file:
+            file.write(path.read_bytes()[:64].replace(b"map 1", b"map 0"))
+    else:
+        os.truncate(path, {"empty": 0, "truncated": size - 1, "too long": size + 1}[damage])
+    fresh = _limiter.SharedMap(path)
+    assert fresh.counter(0) == 0
+    assert (path.stat().st_size, path.stat().st_ino == inode) == (size, False)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_a_process_left_that_died_while_creating_is_no_obstacle(path: Path) -> None:
+    path.with_name("shared.map.new").write_bytes(b"half")
+    _limiter.SharedMap(path)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_opened_is_a_store_error(path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be opened"):
+        _limiter.SharedMap(path / "missing" / "shared.map")
+    path.mkdir()
+    with pytest.raises(StoreError, match="cannot be opened"):
+        _limiter.SharedMap(path)
+
+
+# Several processes
+
+
+@contextmanager
+def workers(number: int, code: str, path: Path) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that have imported the limiter, printed `ready` and wait for a line before they run `code`."""
+    opening = "import sys; from edgeprofile import _limiter, limiter; path = sys.argv[1]; print('ready', flush=True)"
+    command = [sys.executable, "-c", f"{opening}; input()\n{code}", str(path)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    started = [subprocess.Popen(command, **pipes) for _ in range(number)]
+    try:
+        for worker in started:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "ready\n"
+        for worker in started:
+            assert worker.stdin is not None
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        yield started
+    finally:
+        for worker in started:
+            worker.kill()
+            worker.communicate()
+
+
+# Both hold 100,000 tokens (the peak of the second holds more) and take over 90 s for the next: none during a test.
+SLOW = {"plain": (0.01, 100_000, 0), "two buckets": (0.01, 1_000_000.51, 0.1)}
+HAMMER = """
+shared = _limiter.SharedMap(path)
+cell, limits = shared.cell(b"key"), _limiter.Policy(limiter.policy(*{limits}).pairs)
+while True:
+    if shared.take(cell, limits, 1) == 0:
+        shared.add(0, 1)
+    elif {stops}:
+        break
+"""
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_processes_that_share_a_cell_take_exactly_what_it_holds(path: Path, kind: str) -> None:
+    with workers(3, HAMMER.format(limits=SLOW[kind], stops=True), path) as started:
+        assert [worker.wait(60) for worker in started] == [0, 0, 0]
+    assert _limiter.SharedMap(path).counter(0) == 100_000
+
+
+def test_a_process_killed_in_the_middle_leaves_the_cell_usable(path: Path) -> None:
+    shared = _limiter.SharedMap(path)
+    limits = compiled(policy(*SLOW["plain"]))
+    with workers(1, HAMMER.format(limits=SLOW["plain"], stops=False), path) as (victim,):
+        while shared.counter(0) < 1_000 and victim.poll() is None:
+            pass
+        victim.send_signal(signal.SIGKILL)
+        assert victim.wait(60) == -signal.SIGKILL
+    cell, mine = shared.cell(b"key"), 0
+    while shared.take(cell, limits, 1) == 0:
+        mine += 1
+    # It may have died between taking a token and counting it.
+    assert shared.counter(0) + mine in (99_999, 100_000)
+
+
+def test_processes_that_claim_the_same_names_at_once_agree_on_the_cells(path: Path) -> None:
+    claim = "shared = _limiter.SharedMap(path); print(hash(tuple(shared.cell(b'%d' % name) for name in range(16_384))))"
+    with workers(3, claim, path) as started:
+        assert len({worker.stdout.read() for worker in started if worker.stdout is not None}) == 1
+        assert [worker.wait(60) for worker in started] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("before", [None, b"of another layout"])
+def test_processes_that_create_the_file_at_once_share_one(path: Path, before: bytes | None) -> None:
+    if before is not None:
+        path.write_bytes(before)
+    with workers(4, "_limiter.SharedMap(path).add(0, 1)", path) as started:
+        assert [worker.wait(60) for worker in started] == [0, 0, 0, 0]
+    assert _limiter.SharedMap(path).counter(0) == 4
+    assert list(path.parent.iterdir()) == [path]

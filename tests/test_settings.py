@@ -1,0 +1,506 @@
+"""What an operator may write, what it turns into, and the one line that answers everything else."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from edgeprofile.errors import SettingsError
+from edgeprofile.settings import Identifier, Limits, Loader, Profiles, Settings, Source, Workspace, load, reference
+
+SOURCE = 'source.url = "duckdb://"'
+PROFILES = 'profiles = { sql = "SELECT 1 AS id", id = "id" }'
+SHOP = f"[workspaces.shop]\n{SOURCE}\n{PROFILES}\n"
+SECRET = "hunter2"
+
+Write = Callable[[str], None]
+
+
+@pytest.fixture(autouse=True)
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Write the settings file of an otherwise empty working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str) -> None:
+        (tmp_path / "edgeprofile.toml").write_bytes(text.encode())
+
+    return write
+
+
+def fault(environ: dict[str, str] | None = None, path: Path | None = None) -> SettingsError:
+    with pytest.raises(SettingsError) as caught:
+        load(path, environ or {})
+    assert caught.value.exit_status == 2
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def profiles(columns: str) -> str:
+    return f"[workspaces.shop]\n{SOURCE}\n[workspaces.shop.profiles]\nsql = 'SELECT 1'\n{columns}"
+
+
+def at(key: str) -> Callable[[Settings], object]:
+    """Read the value of a key path from settings whose workspace is `shop`."""
+
+    def value(settings: Settings) -> object:
+        found: object = settings
+        for name in key.split("."):
+            found = found[name] if isinstance(found, dict) else getattr(found, name)
+        return found
+
+    return value
+
+
+# What is read
+
+
+def test_an_empty_file_has_every_default(write: Write, tmp_path: Path) -> None:
+    write("")
+    settings = load(environ={})
+    assert settings == Settings(
+        data_dir=tmp_path / "var/edgeprofile", file=tmp_path / "edgeprofile.toml", folder=tmp_path
+    )
+
+
+def test_the_designs_example_is_read(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "examples").mkdir()
+    (tmp_path / "examples/profiles.sql").write_text("SELECT *\nFROM shop;\n ;\n")
+    write("""
+        data_dir = "var/here"
+
+        [server]
+        port = 9000
+        workers = 0
+
+        [limits]
+        rate = 250
+        burst_rate = 500.5
+
+        [loader]
+        memory_limit = "512MB"
+
+        [workspaces.shop]
+        refresh = "1h30m"
+
+        [workspaces.shop.source]
+        url = "duckdb:///examples/shop.duckdb"
+
+        [workspaces.shop.profiles]
+        sql = "examples/profiles.sql"
+        id = "profile_id"
+        updated_at = "updated_at"
+        identifiers = ["email", { column = "phone", unique = false, normalize = "lower" }]
+        audiences = ["high_spenders"]
+        metrics = ["orders"]
+    """)
+    settings = load(environ={})
+    assert settings.data_dir == tmp_path / "var/here"
+    assert (settings.server.port, settings.server.workers) == (9000, 0)
+    assert (settings.limits.rate, settings.limits.burst_rate) == (250.0, 500.5)
+    assert settings.loader.memory_limit_bytes == 512_000_000
+    assert settings.workspaces == {
+        "shop": Workspace(
+            refresh="1h30m",
+            source=Source(url=f"duckdb:///{tmp_path}/examples/shop.duckdb"),
+            profiles=Profiles(
+                sql="examples/profiles.sql",
+                text="SELECT *\nFROM shop",
+                id="profile_id",
+                updated_at="updated_at",
+                identifiers=(Identifier(column="email"), Identifier(column="phone", unique=False, normalize="lower")),
+                audiences=("high_spenders",),
+                metrics=("orders",),
+            ),
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "database"),
+    [
+        ("duckdb://", None),
+        ("DuckDB://", None),
+        ("duckdb:///shop.duckdb", "{folder}/shop.duckdb"),
+        ("duckdb:///a/../b/shop.duckdb", "{folder}/b/shop.duckdb"),
+        ("duckdb:////srv/shop.duckdb", "/srv/shop.duckdb"),
+        ("duckdb:///${WHERE}/shop.duckdb", "/srv/shops/shop.duckdb"),
+        ("${URL}", "{folder}/whole.duckdb"),
+    ],
+)
+def test_a_duckdb_url_names_an_absolute_file_or_none(
+    url: str, database: str | None, write: Write, tmp_path: Path
+) -> None:
+    write(f'[workspaces.shop]\nsource.url = "{url}"\n{PROFILES}')
+    source = load(environ={"WHERE": "/srv/shops", "URL": "duckdb:///whole.duckdb"}).workspaces["shop"].source
+    assert source.scheme == "duckdb"
+    assert source.database == (Path(database.format(folder=tmp_path)) if database else None)
+
+
+def test_relative_paths_start_from_the_folder_of_the_settings_file(tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/model.sql").write_text("SELECT 2")
+    named = tmp_path / "conf/mine.toml"
+    named.write_text("""
+        data_dir = "kept"
+        [workspaces.shop]
+        source.url = "duckdb:///s.db"
+        profiles = { sql = "model.sql", id = "a" }
+    """)
+    settings = load(Path("conf/mine.toml"), {})
+    assert (settings.file, settings.folder, settings.data_dir) == (named, named.parent, named.parent / "kept")
+    assert settings.workspaces["shop"].source.database == named.parent / "s.db"
+    assert settings.workspaces["shop"].profiles.text == "SELECT 2"
+
+
+def test_edgeprofile_config_names_the_file_unless_a_path_is_given(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "other.toml").write_text("server.port = 1")
+    write("server.port = 2")
+    environ = {"EDGEPROFILE_CONFIG": "other.toml"}
+    assert load(None, environ).server.port == 1
+    assert load(Path("edgeprofile.toml"), environ).server.port == 2
+    assert load(None, {"EDGEPROFILE_CONFIG": ""}).server.port == 2
+
+
+def test_a_byte_order_mark_and_dos_line_ends_are_read(write: Write) -> None:
+    write("\ufeff[server]\r\nport = 3\r\n")
+    assert load(environ={}).server.port == 3
+
+
+def test_settings_survive_pickling_and_a_second_reading(write: Write) -> None:
+    write(SHOP)
+    settings = load(environ={})
+    assert pickle.loads(pickle.dumps(settings)) == settings == load(settings.file, {})
+
+
+def test_the_repr_of_settings_hides_the_url(write: Write) -> None:
+    write(f'[workspaces.shop]\nsource.url = "duckdb:///{SECRET}.duckdb"\n{PROFILES}')
+    assert SECRET not in repr(load(environ={}))
+
+
+@given(st.tuples(*(st.none() | st.integers(0, 9999) for _ in "dhms")).filter(any))
+def test_a_refresh_is_the_sum_of_its_parts(counts: tuple[int | None, ...]) -> None:
+    refresh = "".join(f"{count}{unit}" for count, unit in zip(counts, "dhms", strict=True) if count is not None)
+    workspace = Workspace(refresh=refresh, source=Source(url="duckdb://"), profiles=Profiles(sql="SELECT 1", id="id"))
+    seconds = sum((count or 0) * unit for count, unit in zip(counts, (86_400, 3_600, 60, 1), strict=True))
+    assert workspace.refresh_s == seconds
+
+
+@given(st.integers(1, 10**9), st.sampled_from(["", "K", "M", "G", "T"]), st.sampled_from(["", "i"]), st.booleans())
+@example(512, "M", "", False)
+def test_a_memory_limit_counts_thousands_or_kibis(count: int, prefix: str, binary: str, spaced: bool) -> None:
+    unit = f"{prefix}{binary if prefix else ''}B"
+    base = 1024 if prefix and binary else 1000
+    expected = count * base ** ["", "K", "M", "G", "T"].index(prefix)
+    for spelled in (unit, unit.lower()):
+        assert Loader(memory_limit=f"{count}{' ' * spaced}{spelled}").memory_limit_bytes == expected
+
+
+def test_without_a_memory_limit_a_quarter_of_the_machine_is_taken() -> None:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < Loader().memory_limit_bytes <= memory // 4
+
+
+# The environment
+
+SAMPLES = {
+    "data_dir": ("elsewhere", None),
+    "server.host": ("0.0.0.0", "0.0.0.0"),
+    "server.port": ("9000", 9000),
+    "server.workers": ("4", 4),
+    "server.admin_host": ("::1", "::1"),
+    "server.admin_port": ("0", 0),
+    "server.docs": ("false", False),
+    "server.cache_control": ("no-store", "no-store"),
+    "server.drain_seconds": ("2.5", 2.5),
+    "limits.rate": ("5", 5.0),
+    "limits.burst_rate": ("5000", 5000.0),
+    "limits.burst_seconds": ("0", 0.0),
+    "limits.response_bytes_max": ("1", 1),
+    "limits.request_bytes_max": ("2", 2),
+    "loader.memory_limit": ("2GiB", "2GiB"),
+    "loader.threads": ("3", 3),
+    "workspaces.shop.refresh": ("1d", "1d"),
+    "workspaces.shop.keep": ("9", 9),
+    "workspaces.shop.rejects_max": ("1", 1.0),
+    "workspaces.shop.shrink_max": ("0.25", 0.25),
+    "workspaces.shop.source.url": ("duckdb:////srv/x", "duckdb:////srv/x"),
+    "workspaces.shop.profiles.sql": ("SELECT 3", "SELECT 3"),
+    "workspaces.shop.profiles.id": ("key", "key"),
+    "workspaces.shop.profiles.updated_at": ("then", "then"),
+    "workspaces.shop.profiles.identifiers": ("a, b", (Identifier(column="a"), Identifier(column="b"))),
+    "workspaces.shop.profiles.audiences": ('["a,b", "c"]', ("a,b", "c")),
+    "workspaces.shop.profiles.metrics": ("", ()),
+}
+NO_KEY = "expected a variable that names a key, found none"
+UNSERVED = {"server.tls_certificate", "server.tls_key", "server.tls_client_ca"}
+
+
+def test_every_key_of_the_reference_has_a_sample_here() -> None:
+    assert {key.replace("<name>", "shop") for key, _, _ in reference()} == SAMPLES.keys() | UNSERVED
+
+
+@pytest.mark.parametrize("key", SAMPLES)
+def test_a_variable_overrides_its_key(key: str, write: Write, tmp_path: Path) -> None:
+    write(SHOP)
+    text, value = SAMPLES[key]
+    variable = "EDGEPROFILE_" + key.upper().replace(".", "__")
+    assert at(key)(load(environ={variable: text})) == (tmp_path / text if key == "data_dir" else value)
+    assert load(environ={variable.lower(): text}) == load(environ={variable: text})
+
+
+def test_a_variable_wins_over_the_file_and_makes_the_tables_that_it_needs(write: Write) -> None:
+    write(f"server.port = 1\n[workspaces.shop]\n{PROFILES}")
+    environ = {"EDGEPROFILE_SERVER__PORT": "2", "EDGEPROFILE_WORKSPACES__SHOP__SOURCE__URL": "duckdb:////srv/x"}
+    settings = load(environ=environ)
+    assert settings.server.port == 2
+    assert settings.workspaces["shop"].source.database == Path("/srv/x")
+
+
+def test_a_hyphen_in_a_workspace_is_an_underscore_in_a_variable(write: Write) -> None:
+    write(SHOP.replace("shop", "my-shop"))
+    assert load(environ={"EDGEPROFILE_WORKSPACES__MY_SHOP__KEEP": "7"}).workspaces["my-shop"].keep == 7
+
+
+def test_identifiers_of_a_variable_may_be_tables(write: Write) -> None:
+    write(SHOP)
+    variable = "EDGEPROFILE_WORKSPACES__SHOP__PROFILES__IDENTIFIERS"
+    settings = load(environ={variable: '["email", {"column": "phone", "unique": false}]'})
+    phone = Identifier(column="phone", unique=False)
+    assert settings.workspaces["shop"].profiles.identifiers == (Identifier(column="email"), phone)
+
+
+def test_variables_that_are_no_overrides_are_left_alone(write: Write) -> None:
+    write("")
+    environ = {"EDGEPROFILE_SANITIZE": "1", "EDGEPROFILE_CONFIG": "edgeprofile.toml", "SERVER__PORT": "x", "HOME": "/"}
+    assert load(environ=environ) == load(environ={})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "line"),
+    [
+        ("SERVER__PORT", "x", 'server.port: expected an integer from 0 to 65535, found "x"'),
+        ("SERVER__PORT", "", 'server.port: expected an integer from 0 to 65535, found ""'),
+        ("SERVER__DOCS", "maybe", 'server.docs: expected true or false, found "maybe"'),
+        ("DATA_DIR", "", 'data_dir: expected a path, found ""'),
+        ("LIMITS__BURST_RATE", "7", "limits.burst_rate: expected a number of at least limits.rate (500), found 7"),
+        (
+            "SERVER__TLS_KEY",
+            "key.pem",
+            'server.tls_key: expected nothing, as TLS is not served yet (terminate it in a proxy), found "key.pem"',
+        ),
+        (
+            "WORKSPACES__SHOP__PROFILES__METRICS",
+            '["a"',
+            r'workspaces.shop.profiles.metrics: expected a list (each a column), found "[\"a\""',
+        ),
+        (
+            "WORKSPACES__SHOP__PROFILES__METRICS",
+            '["a", 3]',
+            "workspaces.shop.profiles.metrics.1: expected a column, found 3",
+        ),
+        ("SERVER__PROT", "1", f"{NO_KEY}; did you mean EDGEPROFILE_SERVER__PORT?"),
+        ("CONFG", "x.toml", f"{NO_KEY}; did you mean EDGEPROFILE_CONFIG?"),
+        ("WORKSPACES__SHPO__KEEP", "1", f"{NO_KEY}; did you mean EDGEPROFILE_WORKSPACES__SHOP__KEEP?"),
+        ("LIMITS", "{}", f"{NO_KEY}; did you mean EDGEPROFILE_LIMITS__RATE?"),
+        ("XYZZY", "1", NO_KEY),
+    ],
+)
+def test_a_wrong_variable_is_named(variable: str, value: str, line: str, write: Write) -> None:
+    write(SHOP)
+    assert str(fault({f"EDGEPROFILE_{variable}": value})) == f"EDGEPROFILE_{variable}: {line}"
+
+
+# What is refused
+
+NAME = "expected a name of up to 63 of a-z, 0-9, _ and -, which starts with a letter or digit"
+ONLY_DUCKDB = "expected duckdb://, as this version loads DuckDB and files only (export to Parquet or query from DuckDB)"
+URL_FORMS = "expected duckdb:///FILE, duckdb:////ABSOLUTE/FILE or duckdb:// alone, found another form"
+DURATION = 'expected a duration such as "30s", "5m" or "1h30m"'
+SIZE = 'expected a size such as "512MB" or "2GiB"'
+IDENTIFIER = "expected a column or a table of column, unique, normalize"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('server.port = "abc"', 'server.port: expected an integer from 0 to 65535, found "abc"'),
+        ("server.port = 65536", "server.port: expected an integer from 0 to 65535, found 65536"),
+        ("server.port = 80.0", "server.port: expected an integer from 0 to 65535, found 80.0"),
+        ("server.port = true", "server.port: expected an integer from 0 to 65535, found true"),
+        ("server.port = 2020-01-02", 'server.port: expected an integer from 0 to 65535, found "2020-01-02"'),
+        ("server.port = { a = 1 }", "server.port: expected an integer from 0 to 65535, found a table"),
+        ('server.docs = "false"', 'server.docs: expected true or false, found "false"'),
+        ('server.host = ""', 'server.host: expected text, found ""'),
+        (
+            'server.cache_control = "a\\r\\nSet-Cookie: b"',
+            r'server.cache_control: expected text in printable ASCII, found "a\r\nSet-Cookie: b"',
+        ),
+        ("server = 3", "server: expected a table, found an integer"),
+        ("[[server]]", "server: expected a table, found a list"),
+        ("server.prot = 1", 'server.prot: expected a known key, found "prot"; did you mean port?'),
+        ("xyzzy = 1", 'xyzzy: expected a known key, found "xyzzy"'),
+        ('"a\\nb\u2028" = 1', r'"a\nb\u2028": expected a known key, found "a\nb\u2028"'),
+        ('file = "x"', 'file: expected a known key, found "file"'),
+        ("data_dir = 0", "data_dir: expected a path, found 0"),
+        ('data_dir = ""', 'data_dir: expected a path, found ""'),
+        (
+            'server.tls_certificate = "cert.pem"',
+            "server.tls_certificate: expected nothing, as TLS is not served yet (terminate it in a proxy), "
+            'found "cert.pem"',
+        ),
+        ("limits.rate = 0", "limits.rate: expected a number from 0.001 to 1000000000, found 0"),
+        ("limits.rate = nan", "limits.rate: expected a number from 0.001 to 1000000000, found NaN"),
+        ("limits.burst_rate = inf", "limits.burst_rate: expected a number from 0.001 to 1000000000, found Infinity"),
+        ("limits.burst_seconds = -1", "limits.burst_seconds: expected a number from 0 to 86400, found -1"),
+        ("limits.rate = 2000", "limits.burst_rate: expected a number of at least limits.rate (2000), found 1000"),
+        ('loader.memory_limit = "lots"', f'loader.memory_limit: {SIZE}, found "lots"'),
+        ('loader.memory_limit = "0GB"', f'loader.memory_limit: {SIZE}, found "0GB"'),
+        (f'loader.memory_limit = "{"9" * 80}"', f'loader.memory_limit: {SIZE}, found "{"9" * 58}…'),
+        ("workspaces = 1", "workspaces: expected a table, found an integer"),
+        ("workspaces.Shop = {}", f'workspaces.Shop: {NAME}, found "Shop"'),
+        ('workspaces."../up" = {}', f'workspaces."../up": {NAME}, found "../up"'),
+        ('workspaces."shop\\n" = {}', rf'workspaces."shop\n": {NAME}, found "shop\n"'),
+        (f"workspaces.{'a' * 64} = {{}}", f'workspaces.{"a" * 64}: {NAME}, found "{"a" * 58}…'),
+        ("workspaces.shop = {}", "workspaces.shop.source: expected a table, found nothing"),
+        (f"workspaces.shop.{SOURCE}", "workspaces.shop.profiles: expected a table, found nothing"),
+        ("workspaces.shop.source = {}",
+         "workspaces.shop.source.url: expected a URL such as duckdb:///FILE, found nothing"),
+        (profiles(""), "workspaces.shop.profiles.id: expected a column, found nothing"),
+        (profiles("id = ''"), 'workspaces.shop.profiles.id: expected a column, found ""'),
+        (profiles("id = 'a'\nmetric = ['b']"),
+         'workspaces.shop.profiles.metric: expected a known key, found "metric"; did you mean metrics?'),
+        (profiles("id = 'a'\ntext = 'b'"), 'workspaces.shop.profiles.text: expected a known key, found "text"'),
+        (profiles("id = 'a'\nmetrics = 'b'"),
+         'workspaces.shop.profiles.metrics: expected a list (each a column), found "b"'),
+        (profiles("id = 'a'\naudiences = ['b', '']"),
+         'workspaces.shop.profiles.audiences.1: expected a column, found ""'),
+        (profiles("id = 'a'\nidentifiers = ['b', 3]"),
+         f"workspaces.shop.profiles.identifiers.1: {IDENTIFIER}, found an integer"),
+        (profiles("id = 'a'\nidentifiers = [{ unique = true }]"),
+         "workspaces.shop.profiles.identifiers.0.column: expected a column, found nothing"),
+        (profiles("id = 'a'\nidentifiers = [{ column = 'b', normalize = 'upper' }]"),
+         'workspaces.shop.profiles.identifiers.0.normalize: expected "lower", found "upper"'),
+        (profiles("id = 'a'\nmetrics = ['b', 'a']"),
+         "workspaces.shop.profiles.metrics: expected every column to be declared once, "
+         'found "a", which id has already'),
+        (profiles("id = 'a'\nidentifiers = ['b']\nupdated_at = 'b'"),
+         "workspaces.shop.profiles.identifiers: expected every column to be declared once, "
+         'found "b", which updated_at has already'),
+        (profiles("id = 'a'\naudiences = ['b', 'b']"),
+         "workspaces.shop.profiles.audiences: expected every column to be declared once, "
+         'found "b", which audiences has already'),
+        (f"{SHOP}refresh = '5 minutes'", f'workspaces.shop.refresh: {DURATION}, found "5 minutes"'),
+        (f"{SHOP}refresh = '0s'", f'workspaces.shop.refresh: {DURATION}, found "0s"'),
+        (f"{SHOP}refresh = ''", f'workspaces.shop.refresh: {DURATION}, found ""'),
+        (f"{SHOP}refresh = 300", f"workspaces.shop.refresh: {DURATION}, found 300"),
+        (f"{SHOP}rejects_max = 1.5", "workspaces.shop.rejects_max: expected a number from 0 to 1, found 1.5"),
+        (f"{SHOP}shrink_max = nan", "workspaces.shop.shrink_max: expected a number from 0 to 1, found NaN"),
+        (f"{SHOP}keep = 0", "workspaces.shop.keep: expected an integer from 1 to 1024, found 0"),
+        ("[a]\nb = @", "expected valid TOML, found a fault: Invalid value (at line 2, column 5)"),
+        ("a = [1", "expected valid TOML, found a fault: Unclosed array (at end of document)"),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_is_answered_by_one_line(text: str, line: str, write: Write) -> None:
+    write(text)
+    assert str(fault()) == f"edgeprofile.toml: {line}"
+
+
+@pytest.mark.parametrize("table", ["events", "insider", "mparticle", "intilery", "batch", "deleted", "full_refresh"])
+def test_what_this_version_lacks_is_an_unknown_key(table: str, write: Write) -> None:
+    write(f"{SHOP}{table} = {{}}")
+    error = fault()
+    assert str(error) == f'edgeprofile.toml: workspaces.shop.{table}: expected a known key, found "{table}"'
+    assert error.hint == "Known here: refresh, keep, rejects_max, shrink_max, source, profiles."
+
+
+@pytest.mark.parametrize(
+    ("sql", "found"),
+    [
+        ("gone.sql", 'expected SQL in UTF-8 in "gone.sql", found none that can be read (No such file or directory)'),
+        ("folder.sql", 'expected SQL in UTF-8 in "folder.sql", found none that can be read (Is a directory)'),
+        ("latin.sql", 'expected SQL in UTF-8 in "latin.sql", found byte 0xe9 on line 2'),
+        (r"a\u0000.sql", r'expected SQL in UTF-8 in "a\u0000.sql", found none that can be read (embedded null byte)'),
+        ("empty.sql", 'expected SQL, found none in "empty.sql"'),
+        (" ; ", 'expected SQL, found none in " ; "'),
+    ],
+)
+def test_sql_that_cannot_be_read_is_named(sql: str, found: str, write: Write, tmp_path: Path) -> None:
+    (tmp_path / "folder.sql").mkdir()
+    (tmp_path / "latin.sql").write_bytes(b"SELECT\n'caf\xe9'")
+    (tmp_path / "empty.sql").write_text(" ;\n; ")
+    write(f'[workspaces.shop]\n{SOURCE}\nprofiles = {{ sql = "{sql}", id = "id" }}')
+    assert str(fault()) == f"edgeprofile.toml: workspaces.shop.profiles.sql: {found}"
+
+
+def test_a_missing_file_comes_with_what_to_do() -> None:
+    error = fault()
+    found = "expected a settings file in UTF-8, found none that can be read (No such file or directory)"
+    assert str(error) == f"edgeprofile.toml: {found}"
+    assert error.hint == "Name the file by --config or EDGEPROFILE_CONFIG, or try `edgeprofile demo`."
+    assert str(fault(path=Path("mine.toml"))) == f"mine.toml: {found}"
+    assert str(fault({"EDGEPROFILE_CONFIG": "yours.toml"})) == f"yours.toml: {found}"
+
+
+def test_a_folder_and_a_file_of_bytes_are_no_settings(tmp_path: Path) -> None:
+    expected = "expected a settings file in UTF-8, found"
+    assert str(fault(path=Path())) == f".: {expected} none that can be read (Is a directory)"
+    (tmp_path / "latin.toml").write_bytes(b"\n\nx = '\xff'")
+    assert str(fault(path=Path("latin.toml"))) == f"latin.toml: {expected} byte 0xff on line 3"
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (f'"postgresql://me:{SECRET}@db/shop"', f'{ONLY_DUCKDB}, found the scheme "postgresql"'),
+        (f'"snowflake://me:{SECRET}@acct"', f'{ONLY_DUCKDB}, found the scheme "snowflake"'),
+        (f'"bigquery://{SECRET}"', f'{ONLY_DUCKDB}, found the scheme "bigquery"'),
+        (f'"mysql://me:{SECRET}@db/shop"', f'{ONLY_DUCKDB}, found the scheme "mysql"'),
+        (f'"me:{SECRET}@db://shop"', f"{ONLY_DUCKDB}, found no scheme"),
+        (f'"{SECRET}"', f"{ONLY_DUCKDB}, found no scheme"),
+        (f'"duckdb://{SECRET}"', URL_FORMS),
+        ('"duckdb:///"', URL_FORMS),
+        (f'"duckdb:///{SECRET}/"', URL_FORMS),
+        (f'["{SECRET}"]', "expected a URL such as duckdb:///FILE, found a list"),
+        ('"${URL}"', f'{ONLY_DUCKDB}, found the scheme "postgresql"'),
+        (f'"duckdb:///{SECRET}/${{GONE}}"', "expected the environment variable GONE to be set, found it unset"),
+    ],
+)
+def test_a_wrong_url_is_not_shown_beyond_its_scheme(value: str, found: str, write: Write) -> None:
+    write(f"[workspaces.shop]\nsource.url = {value}\n{PROFILES}")
+    error = fault({"URL": f"postgresql://me:{SECRET}@db/shop"})
+    assert str(error) == f"edgeprofile.toml: workspaces.shop.source.url: {found}"
+    assert SECRET not in f"{error.hint}{error.__cause__}"
+
+
+@pytest.mark.parametrize("place", ["workspaces", "workspaces.shop", "workspaces.shop.source"])
+@pytest.mark.parametrize("value", ['"{}"', '["{}"]', '[{{ url = "{}" }}]'])
+def test_a_url_in_a_tables_place_is_not_shown(place: str, value: str, write: Write) -> None:
+    write(f"{place} = {value.format(f'postgresql://me:{SECRET}@db')}")
+    assert str(fault()).startswith(f"edgeprofile.toml: {place}: expected a table, found ")
+    assert SECRET not in str(fault())
+
+
+def test_limits_made_elsewhere_are_held_to_the_same_order() -> None:
+    with pytest.raises(ValueError, match=r"at least limits\.rate"):
+        Limits(rate=10.0, burst_rate=5.0)
+
+
+# The reference
+
+
+def test_the_reference_reads_types_and_defaults_off_the_structs() -> None:
+    rows = {key: (kind, default) for key, kind, default in reference()}
+    assert rows["server.port"] == ("an integer from 0 to 65535", "8000")
+    assert rows["server.docs"] == ("true or false", "true")
+    assert rows["limits.rate"] == ("a number from 0.001 to 1000000000", "500")
+    assert rows["loader.memory_limit"] == ('a size such as "512MB" or "2GiB"', "none")
+    assert rows["data_dir"] == ("a path", '"var/edgeprofile"')
+    assert rows["workspaces.<name>.profiles.sql"] == ("SQL, or a path that ends in .sql", "required")
+    kind = "a list (each a column or a table of column, unique, normalize)"
+    assert rows["workspaces.<name>.profiles.identifiers"] == (kind, "[]")
