@@ -20,12 +20,13 @@ from edgeprofile._store cimport Grant, Plan, Store
 from json_text cimport is_utf8
 
 from edgeprofile.errors import (
-    AnswerTooLarge, ApiError, BodyTooLarge, Forbidden, InternalError, MalformedPath, MethodNotAllowed, NotAcceptable,
-    NotReady, Unauthorized, UrlTooLong,
+    AnswerTooLarge, ApiError, BodyTooLarge, Forbidden, HeadersTooLarge, InternalError, MalformedPath,
+    MethodNotAllowed, NotAcceptable, NotReady, Unauthorized, UrlTooLong,
 )
 
 cdef enum:
     URL_BYTES_MAX = 8192
+    HEADERS_BYTES_MAX = 32768
     HEX_BYTES = 16
     PLANS_MAX = 1024
     ACCEPTS_MAX = 256
@@ -66,6 +67,7 @@ cdef struct Asked:
     void* request_id
     void* accept
     int authorizations
+    int accepts
     uint64_t body_bytes
 
 
@@ -77,11 +79,13 @@ cdef int read_headers(list headers, Asked* asked) except -1:
     """One pass over the headers: compared by length first, because most are none of ours."""
     cdef tuple pair
     cdef bytes name
+    cdef Py_ssize_t size = 0
     asked.authorization = asked.none_match = asked.request_id = asked.accept = NULL
-    asked.authorizations = 0
+    asked.authorizations = asked.accepts = 0
     asked.body_bytes = 0
     for pair in headers:
         name = <bytes>pair[0]
+        size += PyBytes_GET_SIZE(name) + PyBytes_GET_SIZE(<bytes>pair[1])
         if named(name, b"authorization", 13):
             asked.authorization = <void*>pair[1]
             asked.authorizations += 1
@@ -90,9 +94,13 @@ cdef int read_headers(list headers, Asked* asked) except -1:
         elif named(name, b"x-request-id", 12):
             asked.request_id = <void*>pair[1]
         elif named(name, b"accept", 6):
-            asked.accept = <void*>pair[1]
+            # On several lines they would have to be joined; who sends such gets what we have.
+            asked.accepts += 1
+            asked.accept = <void*>pair[1] if asked.accepts == 1 else NULL
         elif named(name, b"content-length", 14):
             asked.body_bytes = int(<bytes>pair[1])
+    if size > HEADERS_BYTES_MAX:
+        raise HeadersTooLarge(HEADERS_BYTES_MAX)
     return 0
 
 

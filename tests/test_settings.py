@@ -354,9 +354,9 @@ IDENTIFIER = "expected a column or a table of column, unique, normalize"
             "server.tls_certificate: expected nothing, as TLS is not served yet (terminate it in a proxy), "
             'found "cert.pem"',
         ),
-        ("limits.rate = 0", "limits.rate: expected a number from 0.001 to 1000000000, found 0"),
-        ("limits.rate = nan", "limits.rate: expected a number from 0.001 to 1000000000, found NaN"),
-        ("limits.burst_rate = inf", "limits.burst_rate: expected a number from 0.001 to 1000000000, found Infinity"),
+        ("limits.rate = 0", "limits.rate: expected a number from 0.001 to 1000000, found 0"),
+        ("limits.rate = nan", "limits.rate: expected a number from 0.001 to 1000000, found NaN"),
+        ("limits.burst_rate = inf", "limits.burst_rate: expected a number from 0.001 to 1000000, found Infinity"),
         ("limits.burst_seconds = -1", "limits.burst_seconds: expected a number from 0 to 86400, found -1"),
         ("limits.rate = 2000", "limits.burst_rate: expected a number of at least limits.rate (2000), found 1000"),
         ('loader.memory_limit = "lots"', f'loader.memory_limit: {SIZE}, found "lots"'),
@@ -498,7 +498,7 @@ def test_the_reference_reads_types_and_defaults_off_the_structs() -> None:
     rows = {key: (kind, default) for key, kind, default in reference()}
     assert rows["server.port"] == ("an integer from 0 to 65535", "8000")
     assert rows["server.docs"] == ("true or false", "true")
-    assert rows["limits.rate"] == ("a number from 0.001 to 1000000000", "500")
+    assert rows["limits.rate"] == ("a number from 0.001 to 1000000", "500")
     assert rows["loader.memory_limit"] == ('a size such as "512MB" or "2GiB"', "none")
     assert rows["data_dir"] == ("a path", '"var/edgeprofile"')
     assert rows["workspaces.<name>.profiles.sql"] == ("SQL, or a path that ends in .sql", "required")

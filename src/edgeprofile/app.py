@@ -86,7 +86,9 @@ def _limited(policy: limiter.Policy, bucket: int, wait_ns: int) -> RateLimited:
 async def _refuse(request: Request, error: Exception) -> Response:
     """Every error of the Starlette app, as the same problems as the lookup's."""
     if isinstance(error, HTTPException):
-        known: ApiError = MethodNotAllowed((error.headers or {}).get("Allow", "GET, HEAD"))
+        # Starlette keeps the methods in a set, whose order differs from process to process.
+        allow = (error.headers or {}).get("Allow", "GET, HEAD")
+        known: ApiError = MethodNotAllowed(", ".join(sorted(allow.split(", "))))
         error = known if error.status_code == 405 else NoSuchRoute()
     sent = request.headers.get("x-request-id")
     request_id = request_id_of(sent.encode("latin-1") if sent else None) or secrets.token_hex(8).encode()

@@ -28,6 +28,7 @@ EdgeprofileError                  anything below; has a `hint` for whoever must 
     ├── BodyTooLarge              413 body_too_large
     ├── UrlTooLong                414 url_too_long
     ├── RateLimited               429 rate_limited
+    ├── HeadersTooLarge           431 headers_too_large
     ├── InternalError             500 internal_error
     ├── NotReady                  503 not_ready
     └── LoaderUnavailable         503 loader_unavailable
@@ -252,6 +253,15 @@ class RateLimited(ApiError):
             members={"retry_after": retry_after_s},
             headers=[(b"retry-after", b"%d" % retry_after_s), *headers],
         )
+
+
+class HeadersTooLarge(ApiError):
+    """Names and values of all headers together exceed 32 KB."""
+
+    status, code, title = 431, "headers_too_large", "Headers too large"
+
+    def __init__(self, bytes_max: int) -> None:
+        super().__init__(f"All headers together may have {bytes_max} bytes.")
 
 
 class InternalError(ApiError):

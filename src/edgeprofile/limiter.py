@@ -92,11 +92,13 @@ def policy(rate: float, burst_rate: float, burst_seconds: float) -> Policy:
 def _bucket(name: str, rate: float, depth: float) -> Bucket:
     tokens = max(depth, 1.0)
     interval = round(1e9 * UNITS_NS / rate)
-    if interval * tokens > SPAN_MAX:
-        raise ValueError(f"the {name} limit would take over {SPAN_MAX // (UNITS_NS * 10**9 * 86_400)} days to refill")
+    if interval > SPAN_MAX:
+        raise ValueError(f"the {name} limit would take over a year to refill one token")
     # Whole tokens are multiplied as integers: a product of floats could fall just short of the last token.
     whole = int(tokens)
-    return Bucket(name, rate, interval, whole * interval + round((tokens - whole) * interval))
+    span = whole * interval + round((tokens - whole) * interval)
+    # A bucket that would take longer than the clock can say to fill is made smaller: nobody lives to see it full.
+    return Bucket(name, rate, interval, min(span, SPAN_MAX))
 
 
 def decide(cell: tuple[int, int], now_ns: int, cost: int, policy: Policy) -> Decision:

@@ -44,6 +44,7 @@ class Reader:
     def __init__(self, folder: Path, manifest: snapshot.Manifest | None = None) -> None:
         self.manifest = manifest or snapshot.read_manifest(folder)
         self.name = folder.name
+        self.segments: list[memoryview] = []
         snapshot.check_size(folder, self.manifest)
         try:
             self.schema = msgspec.convert(self.manifest.schema, Schema)
@@ -77,7 +78,6 @@ class Reader:
         count = self.txn.stat(self.profiles)["entries"]
         if count != self.manifest.profiles:
             raise SnapshotDamaged(f"snapshot {self.name} has {count} profiles, not {self.manifest.profiles}")
-        self.segments: list[memoryview] = []
         for number in range(self.manifest.segments):
             segment = self.txn.get(SEGMENT_KEY.pack(number), db=self.records)
             if segment is None:

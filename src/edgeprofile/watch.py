@@ -16,7 +16,7 @@ from edgeprofile import limiter, snapshot
 from edgeprofile._limiter import Policy, SharedMap
 from edgeprofile._lookup import Lookup
 from edgeprofile._store import Grant, Store, Workspace
-from edgeprofile.errors import EdgeprofileError, KeyFileError, NoSnapshot
+from edgeprofile.errors import EdgeprofileError, KeyFileError, NoSnapshot, StoreError
 from edgeprofile.keys import Key, KeyTable, stamp_of
 from edgeprofile.metrics import Counter
 from edgeprofile.reader import Reader
@@ -62,6 +62,7 @@ class SnapshotWatcher:
             self._refuse(name, error)
             return
         self._workspace.store = opened
+        self._refused = None
         self._shared.add(Counter.SNAPSHOTS_OPENED, 1)
         log.info("workspace %s: serving snapshot %s, %d profiles", self._home.name, name, reader.manifest.profiles)
         if store is not None:
@@ -119,7 +120,13 @@ class KeyWatcher:
         self._seen = stamp
         now = time.time()
         usable = [key for key in table.keys.values() if key.usable(now) and key.workspace in self._workspaces]
-        grants = {key.public_id.encode(): self._grant(key) for key in usable}
+        grants = {}
+        for key in usable:
+            try:
+                grants[key.public_id.encode()] = self._grant(key)
+            except (ValueError, StoreError) as error:
+                # One key that cannot be served must not keep the others from being withdrawn.
+                log.error("key %s is refused: %s", key.public_id, error)
         # The table first: a grant that is new is verified against it.
         self._table = table
         self._lookup.set_grants(grants)

@@ -103,12 +103,15 @@ def lowered(value: bytes) -> bytes:
 def routes(workspaces: list[Workspace]) -> list[Route]:
     """The routes that need no key."""
 
+    def fine() -> Response:
+        return JSONResponse({"status": "ok"}, headers={"cache-control": "no-store"})
+
     async def livez(request: Request) -> Response:
-        return JSONResponse({"status": "ok"})
+        return fine()
 
     async def readyz(request: Request) -> Response:
         if not any(workspace.store is not None for workspace in workspaces):
             raise NotReady()
-        return JSONResponse({"status": "ok"})
+        return fine()
 
     return [Route("/livez", livez), Route("/readyz", readyz)]
