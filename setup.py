@@ -24,7 +24,7 @@ def compiled(name: str) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [compiled(name) for name in ("columns", "record", "limiter", "store", "lookup")],
+        [compiled(name) for name in ("columns", "record", "identifiers", "limiter", "store", "lookup")],
         include_path=["src", "ext"],
         build_dir="build",
         compiler_directives=DIRECTIVES,

@@ -20,8 +20,8 @@ from edgeprofile._store cimport Grant, Plan, Store
 from json_text cimport is_utf8
 
 from edgeprofile.errors import (
-    AnswerTooLarge, ApiError, BodyTooLarge, Forbidden, HeadersTooLarge, InternalError, MalformedPath,
-    MethodNotAllowed, NotAcceptable, NotReady, Unauthorized, UrlTooLong,
+    AnswerTooLarge, ApiError, BodyTooLarge, Forbidden, FormatUnsupported, HeadersTooLarge, InternalError,
+    MalformedPath, MethodNotAllowed, NotAcceptable, NotReady, RecordDamaged, StoreError, Unauthorized, UrlTooLong,
 )
 
 cdef enum:
@@ -225,6 +225,10 @@ cdef class Lookup:
             self.answer(scope["query_string"], &asked, namespace, value, end, request_id, method == "HEAD", send)
         except ApiError as error:
             self.refuse(error, request_id, method == "HEAD", send)
+        except StoreError as error:
+            self.shared.add_c(self.damaged_counter, 1)
+            log.error("request %s: %s", request_id.decode(), error)
+            self.refuse(InternalError(), request_id, method == "HEAD", send)
         except Exception as error:
             log_fault(request_id, error)
             self.refuse(InternalError(), request_id, method == "HEAD", send)
@@ -257,7 +261,8 @@ cdef class Lookup:
                                        self.normalize)
         plan = self.plan_of(store, query)
         store.locate(primary, &record, &size)
-        self.open(&view, record, size, primary, store, request_id)
+        check_opened(open_record(&view, <const char*>record, size, PyBytes_AS_STRING(primary),
+                                 PyBytes_GET_SIZE(primary)), store)
         etag = etag_of(view.check, plan)
         if asked.none_match != NULL and matches(<bytes>asked.none_match, etag):
             self.send(send, 304, [(b"etag", etag), self.cache_control, (b"x-request-id", request_id)], b"")
@@ -334,17 +339,6 @@ cdef class Lookup:
             store.plans[query] = plan
         return plan
 
-    cdef int open(self, View* view, const unsigned char* record, uint32_t size, bytes primary, Store store,
-                  bytes request_id) except -1:
-        cdef int code = open_record(view, <const char*>record, size, PyBytes_AS_STRING(primary),
-                                    PyBytes_GET_SIZE(primary))
-        if code != RECORD_GOOD:
-            self.shared.add_c(self.damaged_counter, 1)
-            why = "has an unknown format" if code == RECORD_UNKNOWN_FORMAT else "is damaged"
-            log.error("request %s: a record of snapshot %s %s", request_id.decode(), store.reader.name, why)
-            raise InternalError()
-        return 0
-
     cdef bytes body_of(self, View* view, Plan plan, Store store):
         cdef Cut made
         cdef bytes body
@@ -353,8 +347,7 @@ cdef class Lookup:
                 raise AnswerTooLarge(view.body_bytes, self.response_bytes_max)
             return PyBytes_FromStringAndSize(view.body, view.body_bytes)
         if cut(view, plan.runs, plan.count, store.first_audience, plan.with_audiences, plan.slices, &made):
-            self.shared.add_c(self.damaged_counter, 1)
-            raise InternalError()
+            raise RecordDamaged("a record's table points outside it")
         if made.bytes > self.response_bytes_max:
             raise AnswerTooLarge(made.bytes, self.response_bytes_max)
         body = PyBytes_FromStringAndSize(NULL, made.bytes)
@@ -385,6 +378,14 @@ cdef class Lookup:
         send({"type": "http.response.start", "status": status, "headers": headers})
         send({"type": "http.response.body", "body": body})
         return 0
+
+
+cdef int check_opened(int code, Store store) except -1:
+    if code == RECORD_UNKNOWN_FORMAT:
+        raise FormatUnsupported(f"a record of snapshot {store.reader.name} has an unknown format")
+    if code != RECORD_GOOD:
+        raise RecordDamaged(f"a record of snapshot {store.reader.name} is damaged")
+    return 0
 
 
 def log_fault(bytes request_id, error):

@@ -8,7 +8,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
 from libc.stdint cimport INT64_MAX, INT64_MIN, UINT32_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcmp, memcpy, memset
+from libc.string cimport memcpy, memset
 
 import json
 
@@ -289,96 +289,6 @@ cdef class Encoder:
         memcpy(record + 8, &check, 8)
         self.segment.size += size
         return PUT_GOOD
-
-
-# --- the index of identifiers --------------------------------------------------------------------------------------
-
-@cython.final
-@cython.auto_pickle(False)
-cdef class IndexBatches:
-    """Iterates over lists of (prefix + value, ids) entries, made of a stream of (value, primary id) sorted by value.
-
-    The ids that share a value follow each other in the order of the stream, each behind its length in two
-    bytes; those past `group_bytes_max` are left out. Raises SourceError where the stream breaks off.
-    """
-
-    cdef object stream
-    cdef ArrowArrayStream* source
-    cdef bytes prefix, last
-    cdef Py_ssize_t group_bytes_max
-    cdef list group
-    cdef Py_ssize_t group_bytes
-
-    def __cinit__(self, stream, bytes prefix, Py_ssize_t group_bytes_max):
-        self.source = stream_of(stream)
-        self.stream = stream
-        self.prefix = prefix
-        self.group_bytes_max = group_bytes_max
-        self.group = []
-
-    def __iter__(self):
-        return self
-
-    def __next__(self):
-        cdef ArrowArray array
-        cdef ArrowSchema schema
-        cdef Column value, primary
-        cdef list entries = []
-        if self.source == NULL:
-            raise StopIteration
-        memset(&schema, 0, sizeof(schema))
-        memset(&array, 0, sizeof(array))
-        memset(&value, 0, sizeof(value))
-        memset(&primary, 0, sizeof(primary))
-        value.kind = primary.kind = TEXT
-        if self.source.get_schema(self.source, &schema):
-            raise broken(self.source)
-        try:
-            expect_columns(&schema, 2)
-            fit(&value, schema.children[0])
-            fit(&primary, schema.children[1])
-        finally:
-            schema.release(&schema)
-        if self.source.get_next(self.source, &array):
-            raise broken(self.source)
-        if array.release == NULL:
-            self.source = NULL
-            self.close_group(entries)
-            return entries
-        try:
-            value.array = array.children[0]
-            primary.array = array.children[1]
-            self.read(&value, &primary, &array, entries)
-        finally:
-            array.release(&array)
-        return entries
-
-    cdef int read(self, const Column* value, const Column* primary, const ArrowArray* array, list entries) except -1:
-        cdef int64_t i
-        cdef size_t value_bytes, id_bytes
-        cdef const char* text
-        cdef const char* id_text
-        cdef uint16_t length
-        for i in range(array.offset, array.offset + array.length):
-            text = text_at(value, i + value.array.offset, &value_bytes)
-            if self.last is None or <size_t>len(self.last) != value_bytes \
-                    or memcmp(PyBytes_AS_STRING(self.last), text, value_bytes) != 0:
-                self.close_group(entries)
-                self.last = text[:value_bytes]
-            id_text = text_at(primary, i + primary.array.offset, &id_bytes)
-            length = <uint16_t>id_bytes
-            if self.group_bytes + <Py_ssize_t>id_bytes + 2 <= self.group_bytes_max:
-                self.group.append((<char*>&length)[:2] + id_text[:id_bytes])
-                self.group_bytes += id_bytes + 2
-        return 0
-
-    cdef int close_group(self, list entries) except -1:
-        """A value whose last id has been read becomes an entry; it may have begun in an earlier batch."""
-        if self.group:
-            entries.append((self.prefix + self.last, self.group[0] if len(self.group) == 1 else b"".join(self.group)))
-        self.group = []
-        self.group_bytes = 0
-        return 0
 
 
 # --- the reader, for tests and tools -------------------------------------------------------------------------------

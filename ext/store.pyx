@@ -3,13 +3,13 @@
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 from edgeprofile._limiter cimport Policy
-from edgeprofile._record cimport Run, checksum
+from edgeprofile._record cimport INDEX_CHECK_BYTES, Run, checksum, index_check
 
-from edgeprofile.errors import ProfileNotFound, UnknownNamespace
+from edgeprofile.errors import ProfileNotFound, RecordDamaged, UnknownNamespace
 
 cdef enum:
     KEY_BYTES_MAX = 511
@@ -99,8 +99,7 @@ cdef class Store:
 
     cdef bytes primary_of(self, bytes namespace, bytes value, object normalize):
         """The primary id of the profile that an identifier finds: of several, the most recently updated."""
-        cdef bytes found
-        cdef int length
+        cdef bytes key
         known = self.namespaces.get(namespace)
         if known is None:
             raise UnknownNamespace(
@@ -114,14 +113,25 @@ cdef class Store:
             return value
         if PyBytes_GET_SIZE(value) + 2 > KEY_BYTES_MAX:
             raise ProfileNotFound()
-        entry = self.get(<bytes>prefix + value, None, self.identifiers)
+        key = <bytes>prefix + value
+        entry = self.get(key, None, self.identifiers)
         if entry is None:
             raise ProfileNotFound()
-        found = entry
-        if PyBytes_GET_SIZE(found) < 2:
-            raise ProfileNotFound()
-        length = (<uint8_t>found[0]) | (<uint8_t>found[1]) << 8
-        return found[2:2 + length]
+        return first_id(key, entry)
+
+
+cdef bytes first_id(bytes key, bytes entry):
+    """The first primary id of an entry of the index of identifiers, which is checked before it is believed."""
+    cdef const char* ids = PyBytes_AS_STRING(entry) + INDEX_CHECK_BYTES
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(entry) - INDEX_CHECK_BYTES
+    cdef uint32_t check
+    cdef uint16_t length
+    if size >= 2:
+        memcpy(&check, PyBytes_AS_STRING(entry), INDEX_CHECK_BYTES)
+        memcpy(&length, ids, 2)
+        if 0 < length <= size - 2 and check == index_check(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), ids, size):
+            return ids[2:2 + length]
+    raise RecordDamaged("an entry of the index of identifiers is damaged")
 
 
 @cython.final

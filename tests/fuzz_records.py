@@ -24,7 +24,7 @@ from collections.abc import Callable
 import pyarrow as pa  # type: ignore[import-untyped]
 from strategies import TEXT, encoder_of, one_field, records_of, schema_of, shop_record, stream_of
 
-from edgeprofile import _record, record
+from edgeprofile import _identifiers, _record, record
 from edgeprofile.errors import FormatUnsupported, RecordDamaged
 from edgeprofile.record import Kind, Record, Type
 
@@ -191,7 +191,7 @@ def attack_keys(keys: pa.Array) -> None:
     offsets = pa.array([0] * len(keys) + [len(keys)], pa.int32())
     if keys.type == pa.utf8():
         one_field(Type(Kind.MAP, (TEXT, TEXT)), pa.MapArray.from_arrays(offsets, keys, keys))
-    list(_record.IndexBatches(stream_of([keys, keys]), b"\x01", 300))
+    list(_identifiers.IndexBatches(stream_of([keys, keys]), b"\x01", 300))
 
 
 def main(seconds: float, seed: int) -> None:

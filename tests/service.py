@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import duckdb
+import msgspec
 
 from edgeprofile import keys, settings, snapshot
 from edgeprofile.loader.refresh import refresh
@@ -309,3 +311,18 @@ def pipelined(connection: Connection, content: bytes, times: int, at_once: int =
         connection.send(content * count)
         for _ in range(count):
             yield connection.read()
+
+
+# --- snapshots on disk ---------------------------------------------------------------------------------------------
+
+
+def change_manifest(folder: Path, **changes: object) -> None:
+    file = folder / snapshot.MANIFEST
+    manifest = msgspec.json.decode(file.read_bytes(), type=dict[str, object])
+    file.write_bytes(msgspec.json.encode({**manifest, **changes}))
+
+
+def copy_snapshot(whole: Path, copied: Path) -> None:
+    """Copies a published snapshot's folder under another name, which its manifest then has too."""
+    shutil.copytree(whole, copied)
+    change_manifest(copied, name=copied.name)

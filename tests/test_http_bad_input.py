@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from conftest import MakeService
 from hypothesis import HealthCheck, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
-from service import Answer, Service, exchange, request, until
+from service import Answer, Service, copy_snapshot, exchange, request, until
 
 from edgeprofile import keys, snapshot
 from edgeprofile.reader import Reader
@@ -243,7 +242,7 @@ def test_a_damaged_record_is_an_internal_error_and_the_rest_is_served(make_servi
     service.load()
     whole = snapshot.folder(service.home(), snapshot.current(service.home()))
     copied = whole.with_name(f"{whole.name[:-8]}00000000")
-    shutil.copytree(whole, copied)
+    copy_snapshot(whole, copied)
     # Neither the first nor the last, which a worker reads before it serves a snapshot.
     damage(copied, {"p13": "record", "p15": "place"})
     snapshot.point_current(service.home(), copied.name)

@@ -11,10 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 from conftest import MakeService
-from service import Answer, Connection, Service, mappings, request, until
+from service import Answer, Connection, Service, change_manifest, copy_snapshot, mappings, request, until
 
 from edgeprofile import snapshot
 
@@ -204,12 +203,6 @@ def flip_the_records(folder: Path) -> None:
     file.write_bytes(content.replace(b'"_audiences"', b'"_Audiences"'))
 
 
-def change_manifest(folder: Path, **changes: object) -> None:
-    file = folder / snapshot.MANIFEST
-    manifest = msgspec.json.decode(file.read_bytes(), type=dict[str, object])
-    file.write_bytes(msgspec.json.encode({**manifest, **changes}))
-
-
 def flip_the_manifest(folder: Path) -> None:
     file = folder / snapshot.MANIFEST
     file.write_bytes(bytes(byte ^ 0x10 for byte in file.read_bytes()))
@@ -261,7 +254,7 @@ class Served:
         whole = self.wholes[1 - self.generation]
         self.copies += 1
         copied = whole.with_name(f"{whole.name[:-8]}{self.copies:08x}")
-        shutil.copytree(whole, copied)
+        copy_snapshot(whole, copied)
         return copied
 
     def point_to(self, folder: Path) -> None:

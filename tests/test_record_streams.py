@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import NOW_US, TEXT, encoder_of, one_field, records_of, schema_of, stream_of, unchecked_text
 
-from edgeprofile import _record, record
-from edgeprofile.errors import SourceError
+from edgeprofile import _identifiers, _record, record
+from edgeprofile.errors import RecordDamaged, SourceError
 from edgeprofile.record import Kind, Type
 
 LIMIT = record.RECORD_BYTES_MAX
@@ -157,9 +157,9 @@ def test_another_number_of_columns_is_an_error() -> None:
         with pytest.raises(SourceError, match="another number of columns"):
             encoder.encode(stream_of([pa.array(["a"])] * count), None, 0, 0)
     with pytest.raises(SourceError, match="another number of columns"):
-        next(_record.IndexBatches(stream_of([pa.array(["a"])]), b"", 100))
+        next(_identifiers.IndexBatches(stream_of([pa.array(["a"])]), b"", 100))
     with pytest.raises(SourceError, match="another number of columns"):
-        next(_record.IndexBatches(pa.chunked_array([pa.array([["a"]])]).__arrow_c_stream__(), b"", 100))
+        next(_identifiers.IndexBatches(pa.chunked_array([pa.array([["a"]])]).__arrow_c_stream__(), b"", 100))
 
 
 def test_an_answer_cannot_be_read_twice() -> None:
@@ -192,7 +192,7 @@ def test_a_stream_that_breaks_off_is_an_error_and_the_encoder_goes_on() -> None:
         encoder.encode(reader.__arrow_c_stream__(), None, 0, 0)
     with pytest.raises(SourceError, match="broke off"):
         list(
-            _record.IndexBatches(
+            _identifiers.IndexBatches(
                 pa.RecordBatchReader.from_batches(batch.schema, breaking()).__arrow_c_stream__(), b"", 9
             )
         )
@@ -222,13 +222,12 @@ def test_one_encoder_takes_streams_of_many_batches_and_other_layouts() -> None:
 
 
 def plain_groups(rows: list[tuple[str, str]], prefix: bytes, bytes_max: int) -> list[tuple[bytes, bytes]]:
-    groups: dict[bytes, bytes] = {}
+    groups: dict[bytes, list[str]] = {}
     for value, primary in rows:
-        one = struct.pack("<H", len(primary.encode())) + primary.encode()
-        held = groups.get(prefix + value.encode(), b"")
-        if len(held) + len(one) <= bytes_max:
-            groups[prefix + value.encode()] = held + one
-    return list(groups.items())
+        held = groups.get(prefix + value.encode(), [])
+        if sum(2 + len(each.encode()) for each in [*held, primary]) <= bytes_max:
+            groups[prefix + value.encode()] = [*held, primary]
+    return [(key, record.index_entry(key, ids)) for key, ids in groups.items()]
 
 
 VALUES = st.sampled_from(["", "a", "b", "é", "ba"])
@@ -241,11 +240,23 @@ def test_ids_are_grouped_by_value_across_batches(rows: list[tuple[str, str]], mo
     table = pa.table([pa.array([row[n] for row in rows], type_) for n in (0, 1)], ["value", "id"])
     cuts = sorted(data.draw(st.lists(st.integers(0, len(rows)), max_size=3)))
     parts = [table.slice(a, b - a) for a, b in zip([0, *cuts], [*cuts, len(rows)], strict=True)]
-    batches = list(_record.IndexBatches(pa.concat_tables(parts).__arrow_c_stream__(), b"\x01", most))
+    batches = list(_identifiers.IndexBatches(pa.concat_tables(parts).__arrow_c_stream__(), b"\x01", most))
     assert [entry for batch in batches for entry in batch] == plain_groups(rows, b"\x01", most)
 
 
 def test_an_index_that_was_read_to_its_end_stays_there() -> None:
-    batches = _record.IndexBatches(stream_of([pa.array(["a"]), pa.array(["p"])]), b"\x01", 100)
-    assert list(batches) == [[], [(b"\x01a", b"\x01\x00p")]]
+    batches = _identifiers.IndexBatches(stream_of([pa.array(["a"]), pa.array(["p"])]), b"\x01", 100)
+    assert list(batches) == [[], [(b"\x01a", record.index_entry(b"\x01a", ["p"]))]]
     assert list(batches) == []
+
+
+@given(st.binary(min_size=1, max_size=20), st.lists(st.text(min_size=1, max_size=9), min_size=1, max_size=4), st.data())
+def test_an_entry_of_the_index_is_read_whole_or_refused(key: bytes, ids: list[str], data: st.DataObject) -> None:
+    entry = record.index_entry(key, ids)
+    assert [found.decode() for found in _identifiers.ids_of(key, entry)] == ids
+    at = data.draw(st.integers(0, len(entry) - 1))
+    flipped = bytearray(entry)
+    flipped[at] ^= 1 << data.draw(st.integers(0, 7))
+    for damaged_key, damaged in ((key, bytes(flipped)), (key, entry[:at]), (key + b"x", entry)):
+        with pytest.raises(RecordDamaged):
+            _identifiers.ids_of(damaged_key, damaged)

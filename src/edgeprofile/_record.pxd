@@ -21,6 +21,7 @@ cdef enum:
     BITMAP_BYTES_MAX = 512
     AUDIENCES_OPEN_BYTES = 14
     RECORD_BYTES_MAX = 16 * 1024 * 1024
+    INDEX_CHECK_BYTES = 4
 
 cdef enum:
     RECORD_GOOD = 0
@@ -86,6 +87,11 @@ cdef inline uint64_t record_check(const char* primary, size_t primary_bytes,
                                   const char* record, size_t size) noexcept nogil:
     cdef uint64_t seed = checksum(load64(record), primary, primary_bytes)
     return checksum(seed, record + 16, size - 16)
+
+
+cdef inline uint32_t index_check(const char* key, size_t key_bytes, const char* ids, size_t ids_bytes) noexcept nogil:
+    """The first 4 bytes of an entry of the index of identifiers, see record.index_entry."""
+    return <uint32_t>checksum(checksum(0, key, key_bytes), ids, ids_bytes)
 
 
 cdef inline uint64_t end_at(const View* view, int index) noexcept nogil:

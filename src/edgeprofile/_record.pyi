@@ -42,17 +42,6 @@ class Encoder:
         have the columns that were declared.
         """
 
-@final
-class IndexBatches:
-    """Iterates over lists of (prefix + value, ids), made of a stream of (value, primary id) sorted by value.
-
-    Each id stands behind its length in two bytes; those past `group_bytes_max` are left out. Raises SourceError.
-    """
-
-    def __new__(cls, stream: object, prefix: bytes, group_bytes_max: int) -> Self: ...
-    def __iter__(self) -> Self: ...
-    def __next__(self) -> list[tuple[bytes, bytes]]: ...
-
 def check_of(seed: int, content: Buffer) -> int:
     """`record.checksum`, compiled."""
 

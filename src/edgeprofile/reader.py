@@ -4,8 +4,8 @@ Three databases in one file:
 
     records      segment number (4 bytes, big-endian)         → many records, one behind the other
     profiles     primary id                                   → where its record is: PLACE
-    identifiers  namespace number (2 bytes, big-endian) and   → the primary ids that have it, newest first,
-                 the normalized value                            each behind its length (2 bytes)
+    identifiers  namespace number (2 bytes, big-endian) and   → the primary ids that have it, newest first:
+                 the normalized value                            record.index_entry
 
 Records stand together in segments because a page of LMDB holds a whole number of small values: an 800-byte
 record on its own would waste a fifth of the file, one of 2.1 KB half of it.
@@ -23,6 +23,7 @@ import lmdb
 import msgspec
 
 from edgeprofile import snapshot
+from edgeprofile._identifiers import ids_of
 from edgeprofile._record import check
 from edgeprofile.errors import FormatUnsupported, RecordDamaged, SnapshotDamaged
 from edgeprofile.record import Schema, normalize
@@ -105,7 +106,7 @@ class Reader:
         number, how = next((n, s.normalize) for n, s in enumerate(self.schema.namespaces) if s.name == namespace)
         key = NAMESPACE_KEY.pack(number) + normalize(value, how).encode()
         found = self.txn.get(key, db=self.identifiers) if len(key) <= KEY_BYTES_MAX else None
-        return [] if found is None else list(_ids(bytes(found)))
+        return [] if found is None else [primary.decode() for primary in ids_of(key, found)]
 
     def ids(self) -> Iterator[str]:
         """All primary ids in their binary order."""
@@ -130,8 +131,8 @@ class Reader:
                 check(self._at(place), bytes(key))
                 checked += 1
         with self.txn.cursor(self.identifiers) as cursor:
-            for _, found in cursor:
-                if any(self.record(primary) is None for primary in _ids(bytes(found))):
+            for key, found in cursor:
+                if any(self.record(primary.decode()) is None for primary in ids_of(bytes(key), found)):
                     raise SnapshotDamaged(f"snapshot {self.name}: an identifier leads to no profile")
         return checked
 
@@ -141,14 +142,6 @@ class Reader:
         self.txn.abort()
         self.finder.abort()
         self.env.close()
-
-
-def _ids(found: bytes) -> Iterator[str]:
-    at = 0
-    while at < len(found):
-        length = int.from_bytes(found[at : at + 2], "little")
-        yield found[at + 2 : at + 2 + length].decode()
-        at += 2 + length
 
 
 def open_current(home: Path) -> Reader:

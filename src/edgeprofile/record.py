@@ -305,6 +305,13 @@ def record_check(primary: bytes, record: bytes) -> int:
     return checksum(seed, record[16:])
 
 
+def index_entry(key: bytes, primaries: Sequence[str]) -> bytes:
+    """What stands in the index of identifiers under `key`: a check of 4 bytes, seeded by it, and the primary ids,
+    each behind its length in two bytes."""
+    ids = b"".join(struct.pack("<H", len(primary)) + primary for primary in map(str.encode, primaries))
+    return struct.pack("<I", checksum(checksum(0, key), ids) & 0xFFFFFFFF) + ids
+
+
 class Record:
     """A record that has been checked. Raises RecordDamaged or FormatUnsupported, both without a value in them."""
 

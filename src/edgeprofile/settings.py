@@ -95,7 +95,7 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Loader(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the loader may take of the machine. `threads` 0 is one a core."""
+    """What the loader may take of the machine. `threads` 0 is one a core, but at most one for 512 MiB of memory."""
 
     memory_limit: Size | None = None
     threads: Count = 0

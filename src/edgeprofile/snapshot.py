@@ -156,9 +156,12 @@ def read_manifest(folder: Path) -> Manifest:
                 f"snapshot {folder.name} has format {bytes(version)[:20].decode()}; this build reads {MANIFEST_FORMAT}",
                 hint="run the version of edgeprofile that wrote it, or load anew",
             )
-        return msgspec.json.decode(content, type=Manifest)
+        manifest = msgspec.json.decode(content, type=Manifest)
     except (msgspec.MsgspecError, KeyError, UnicodeDecodeError):
         raise SnapshotDamaged(f"snapshot {folder.name}: {MANIFEST} is damaged") from None
+    if manifest.name != folder.name:
+        raise SnapshotDamaged(f"snapshot {folder.name}: {MANIFEST} is another snapshot's")
+    return manifest
 
 
 def names(home: Path) -> list[str]:
@@ -241,6 +244,8 @@ def start_build(home: Path) -> Path:
     snapshots.mkdir(parents=True, exist_ok=True)
     for leftover in snapshots.glob(BUILDING + "*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in home.glob("*.new"):
+        leftover.unlink(missing_ok=True)
     building = snapshots / f"{BUILDING}{os.getpid()}"
     building.mkdir()
     return building
@@ -300,9 +305,10 @@ def prune(home: Path, keep: int) -> list[str]:
 
     Workers that still have one of them mapped keep it until they let go: unlinking does not take it from them.
     """
-    name = current(home)
-    others = [m.name for m in manifests(home) if m.name != name]
-    kept = {name, *others[:keep]}
+    now = read_manifest(folder(home, current(home)))
+    others = [m.name for m in manifests(home) if m.name != now.name]
+    others.sort(key=lambda name: name != now.previous)  # what a rollback goes to is the last to go
+    kept = {now.name, *others[:keep]}
     removed = [n for n in names(home) if n not in kept]
     for old in removed:
         # Renamed first, so that a crash in the middle leaves no half a snapshot under a good name.
@@ -315,12 +321,12 @@ def prune(home: Path, keep: int) -> list[str]:
 def rollback(home: Path) -> Manifest:
     """Makes the snapshot before the current one current. Raises NoSnapshot where there is none, or a damage."""
     now = read_manifest(folder(home, current(home)))
-    before = [m for m in manifests(home) if m.sequence < now.sequence]
-    if not before:
+    if now.previous not in names(home):
         raise NoSnapshot(f"there is no snapshot before {now.name}", hint="the setting `keep` says how many are kept")
-    check_hash(folder(home, before[0].name), before[0])
-    point_current(home, before[0].name)
-    return before[0]
+    before = read_manifest(folder(home, now.previous))
+    check_hash(folder(home, before.name), before)
+    point_current(home, before.name)
+    return before
 
 
 def note(home: Path, outcome: Outcome) -> None:

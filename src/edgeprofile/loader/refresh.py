@@ -23,6 +23,7 @@ from edgeprofile.settings import Settings, Workspace
 
 SCRATCH = ".scratch"
 VERIFY_SECONDS_MAX = 600
+DISK_FULL_BYTES = 1 << 20
 
 
 def describe(settings: Settings, name: str) -> Plan:
@@ -46,7 +47,7 @@ def refresh(
         with snapshot.loader_lock(home):
             return _recorded(settings, name, home, started_at, force, progress, at)
     except OSError as error:
-        raise _from_os(error) from error
+        raise _from_os(error, settings.data_dir) from error
 
 
 def _recorded(
@@ -59,8 +60,8 @@ def _recorded(
         snapshot.note(home, outcome)
         return outcome
     except (OSError, WriterError) as error:
-        known = _from_os(error)
-        ended = ("disk_full" if _is_disk_full(error) else "store_error"), str(known)
+        known = _from_os(error, home)
+        ended = ("disk_full" if _is_disk_full(error, home) else "store_error"), str(known)
         raise known from error
     except EdgeprofileError as error:
         ended = _reason(error), str(error)
@@ -100,7 +101,7 @@ def _cycle(
         )
     finished_at = time.time()
     rejected = sum(built.rejected.values())
-    if before is not None and before.content == built.content and not force:
+    if before is not None and before.content == built.content and not force and _is_whole(home, before):
         shutil.rmtree(building)
         return snapshot.Outcome(
             outcome="unchanged",
@@ -134,6 +135,15 @@ def _current_manifest(home: Path) -> snapshot.Manifest | None:
     with contextlib.suppress(NoSnapshot, StoreError):
         return snapshot.read_manifest(snapshot.folder(home, snapshot.current(home)))
     return None
+
+
+def _is_whole(home: Path, manifest: snapshot.Manifest) -> bool:
+    """Whether a snapshot's file has its length: one that was cut or removed is published anew."""
+    try:
+        snapshot.check_size(snapshot.folder(home, manifest.name), manifest)
+    except SnapshotDamaged:
+        return False
+    return True
 
 
 def _audience_ids(before: snapshot.Manifest | None) -> dict[str, int]:
@@ -215,13 +225,21 @@ def _reason(error: EdgeprofileError) -> str:
     return "store_error" if isinstance(error, StoreError) else "source_error"
 
 
-def _is_disk_full(error: Exception) -> bool:
-    number = error.errno if isinstance(error, OSError) else getattr(error, "code", None)
+def _number(error: OSError | WriterError) -> int | None:
+    return error.errno if isinstance(error, OSError) else getattr(error, "code", None)
+
+
+def _is_disk_full(error: OSError | WriterError, folder: Path) -> bool:
+    number = _number(error)
+    if number == errno.EIO:  # which is what LMDB makes of a write that was cut short
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(folder).free < DISK_FULL_BYTES
     return number in (errno.ENOSPC, errno.EDQUOT)
 
 
-def _from_os(error: OSError | WriterError) -> StoreError:
-    if _is_disk_full(error):
+def _from_os(error: OSError | WriterError, folder: Path) -> StoreError:
+    if _is_disk_full(error, folder):
         return StoreError("the disk is full; the old snapshot is still served", hint="make room under data_dir")
-    what = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
+    number = _number(error)
+    what = os.strerror(number) if number is not None and number > 0 else type(error).__name__
     return StoreError(f"the snapshot could not be written: {what}")

@@ -6,6 +6,7 @@ that table. DuckDB keeps its memory under the limit by spilling to a folder of i
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +22,10 @@ from edgeprofile.settings import Loader as LoaderSettings
 from edgeprofile.settings import Source as SourceSettings
 
 REPORT_INTERVAL_S = 0.2
-_QUOTED = re.compile(r"""'[^']*'|"[^"]*\"""")
+# A thread of DuckDB's sort holds some 100,000 rows at a time, however many there are; wide rows take this much.
+THREAD_BYTES = 512 * 1024 * 1024
+# Between the first quotation mark and the last may stand anything, even marks and line ends; a number may be a value.
+_VALUES = re.compile(r"""['"].*['"]|(?<![\w.])[-+]?\d[\w.+]*""", re.DOTALL)
 
 
 class WarehouseType(NamedTuple):
@@ -55,8 +59,9 @@ class Source:
             "autoinstall_known_extensions": False,
             "python_enable_replacements": False,
         }
-        if loader.threads:
-            config["threads"] = loader.threads
+        cores = os.cpu_count() or 1
+        fitting = max(1, loader.memory_limit_bytes // THREAD_BYTES)
+        config["threads"] = loader.threads or min(cores, fitting)
         try:
             self._connection = duckdb.connect(config=config)
         except duckdb.Error as error:
@@ -140,7 +145,13 @@ def _first_line(error: duckdb.Error) -> str:
 
 
 def _execution_error(error: duckdb.Error) -> SourceError:
-    return SourceError(f"the model could not be run: {_QUOTED.sub('…', _first_line(error))}")
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return SourceError(
+            "the model needs more memory than loader.memory_limit allows", hint="raise it, or set loader.threads = 1"
+        )
+    text = str(error)
+    message = text.rpartition("\n\nLINE ")[0] or text  # without the place in the SQL
+    return SourceError(f"the model could not be run: {_VALUES.sub('…', message)}".split("\n", 1)[0])
 
 
 def _warehouse_type(kind: Any) -> WarehouseType:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from types import TracebackType
 
 import lmdb
 
@@ -53,8 +54,13 @@ class Writer:
         with self.env.begin(write=True) as txn, txn.cursor(self.identifiers) as cursor:
             cursor.putmulti(entries, append=True)
 
-    def close(self) -> int:
-        """Returns how many bytes of the file are in use."""
-        used = (self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"]
+    def used_bytes(self) -> int:
+        """How many bytes of the file are in use."""
+        return int((self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"])
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        # Also where the build fails: an open file would keep a full disk full.
         self.env.close()
-        return used
