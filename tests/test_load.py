@@ -12,6 +12,7 @@ import duckdb
 import pytest
 from workshop import COMMAND, WAIT_SECONDS_MAX, Workshop, environment, values
 
+from edgeprofile import snapshot
 from edgeprofile.errors import RefreshRefused, SourceError
 from edgeprofile.reader import NAMESPACE_KEY
 from edgeprofile.record import normalize
@@ -310,6 +311,24 @@ def test_a_result_that_lost_more_than_shrink_max_is_published_only_by_force(shop
     assert shop.model(numbers(24), shrink_max=0).run("load").status == 1
 
 
+def test_a_damaged_current_snapshot_does_not_switch_the_guard_off(shop: Workshop) -> None:
+    shop.model(numbers(100)).load()
+    shop.model(numbers(101)).load()
+    (shop.current_folder() / snapshot.MANIFEST).write_bytes(b"{")
+    with pytest.raises(RefreshRefused, match=r"3 profiles where 100 are served"):
+        shop.model(numbers(3)).load()
+
+
+def test_a_damaged_file_is_published_anew_though_the_result_says_the_same(shop: Workshop) -> None:
+    shop.model(numbers(500)).load()
+    file = shop.current_folder() / snapshot.PROFILES
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert shop.load() == "published"
+    assert shop.load() == "unchanged"
+
+
 @pytest.mark.parametrize("keys", [{}, {"updated_at": "changed"}])
 def test_a_result_that_says_the_same_is_not_published_again(shop: Workshop, keys: dict[str, str]) -> None:
     sql = numbers(500, name="'n' || i", changed="TIMESTAMP '2024-01-01' + INTERVAL (i) HOUR")
@@ -383,3 +402,33 @@ def test_progress_tells_each_stage_and_how_far_the_records_are(shop: Workshop) -
     assert len(done) > 2
     assert done == sorted(set(done))
     assert done[-1] == 10_000
+
+
+def test_the_statement_may_end_in_a_semicolon_and_a_comment(tmp_path: Path) -> None:
+    shop = Workshop(tmp_path).model("SELECT 1 AS id, 'é;' AS text; -- that is all; é\n")
+    shop.load()
+    assert list(shop.bodies()) == ["1"]
+
+
+def test_an_older_row_stays_where_the_newest_of_its_id_is_refused(tmp_path: Path) -> None:
+    sql = """
+        SELECT 'a' AS id, 'old@x' AS email, TIMESTAMP '2020-01-01' AS at UNION ALL
+        SELECT 'a', repeat('x', 600), TIMESTAMP '2021-01-01' UNION ALL
+        SELECT 'a', 'older@x', TIMESTAMP '2019-01-01' UNION ALL
+        SELECT 'b', 'b@x', TIMESTAMP '2020-01-01'
+    """
+    shop = Workshop(tmp_path).model(sql, updated_at="at", identifiers=["email"], rejects_max=1.0)
+    shop.load()
+    assert shop.manifest().rejected == {"duplicate_id": 1, "identifier_too_long": 1}
+    assert shop.found("email", "old@x") == ["a"]
+
+
+def test_a_column_with_a_collation_is_sorted_and_told_apart_by_its_bytes(tmp_path: Path) -> None:
+    sql = """
+        SELECT id COLLATE NOCASE AS id, email COLLATE NOCASE AS email
+        FROM (VALUES ('b', 'B@x'), ('A', 'a@x'), ('a', 'A@x'), ('B', 'b@x')) AS made(id, email)
+    """
+    shop = Workshop(tmp_path).model(sql, identifiers=["email"])
+    shop.load()
+    assert [shop.found("email", email) for email in ("A@x", "B@x", "a@x", "b@x")] == [["a"], ["b"], ["A"], ["B"]]
+    assert list(shop.bodies()) == ["A", "B", "a", "b"]

@@ -294,3 +294,37 @@ def test_a_reader_goes_on_with_a_snapshot_that_was_pruned(shop: Workshop) -> Non
     assert held.name not in snapshot.names(shop.home)
     assert sum(b'"word":"first"' in body(held, primary) for primary in held.ids()) == 200
     held.close()
+
+
+@pytest.mark.parametrize("broken", [snapshot.MANIFEST, snapshot.CURRENT])
+def test_rollback_leads_away_from_a_snapshot_too_damaged_to_say_what_was_before_it(
+    shop: Workshop, history: list[str], broken: str
+) -> None:
+    file = shop.home / broken if broken == snapshot.CURRENT else shop.snapshots / history[3] / broken
+    file.write_bytes(b"garbage")
+    expected = history[3] if broken == snapshot.CURRENT else history[2]
+    assert snapshot.rollback(shop.home).name == expected
+    assert shop.current() == expected
+
+
+def test_a_publication_that_fails_behind_the_rename_leaves_no_snapshot_that_nobody_follows(shop: Workshop) -> None:
+    shop.model(FIRST, keep=1).load()
+
+    def at(step: str) -> None:
+        if step == "folder_synced":
+            raise OSError(28, "No space left on device")
+
+    for number in range(3):
+        shop.model(f"SELECT 1 AS id, 'v{number}' AS word", keep=1)
+        with pytest.raises(StoreError, match="the disk is full"):
+            refresh(shop.settings(), "shop", force=True, progress=lambda *_: None, at=at)
+    assert snapshot.names(shop.home) == [shop.current()]
+    assert served(shop) == "first"
+
+
+def test_audience_ids_are_not_given_twice_after_a_rollback(shop: Workshop) -> None:
+    shop.model("SELECT 1 AS id, true AS a", audiences=["a"]).load()
+    shop.model("SELECT 1 AS id, true AS a, true AS b", audiences=["a", "b"]).load()
+    snapshot.rollback(shop.home)
+    shop.model("SELECT 1 AS id, true AS a, true AS c", audiences=["a", "c"]).load()
+    assert shop.manifest().schema["audience_ids"] == {"a": 1, "b": 2, "c": 3}

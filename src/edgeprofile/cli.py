@@ -37,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         # The reader of our output, such as `head`, has enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        print(f"edgeprofile: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(1)
 
 
 def complain(error: EdgeprofileError, about: str = "") -> None:
@@ -160,7 +163,8 @@ def run_load(arguments: Arguments) -> int:
     from edgeprofile.loader.refresh import refresh
 
     settings = _settings(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # Not by way of SIGINT, which a shell has its background processes ignore.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     worst = 0
     for name in [arguments.workspace] if arguments.workspace else settings.workspaces:
         try:

@@ -16,7 +16,7 @@ from edgeprofile.errors import UsageError
 from edgeprofile.loader.source import run_script
 from edgeprofile.settings import Settings
 
-COMMAND = (sys.executable, "-m", "edgeprofile")
+COMMAND = (sys.executable, "-P", "-m", "edgeprofile")
 WORKSPACE = "shop"
 # The customer whom the sample always has.
 PROFILE_ID = "12345"

@@ -12,6 +12,7 @@ EdgeprofileError                  anything below; has a `hint` for whoever must 
 │   ├── SnapshotDamaged           a file is not what its manifest says
 │   ├── FormatUnsupported         a format version that this build does not know
 │   ├── RecordDamaged             a record fails its check
+│   ├── DiskFull                  no room is left under data_dir
 │   └── LoaderBusy                another loader owns the workspace
 └── ApiError                      a request is answered with a problem; has `status`, `code`, `title`
     ├── MalformedPath             400 malformed_path
@@ -106,6 +107,13 @@ class FormatUnsupported(StoreError):
 
 class RecordDamaged(StoreError):
     """A record's checksum or an offset in it is wrong."""
+
+
+class DiskFull(StoreError):
+    """There is no room for what was to be written; the old snapshot stays."""
+
+    def __init__(self) -> None:
+        super().__init__("the disk is full; the old snapshot is still served", hint="make room under data_dir")
 
 
 class LoaderBusy(StoreError):

@@ -283,10 +283,22 @@ def publish(
     at("manifest_synced")
     building.rename(folder(home, manifest.name))
     at("renamed")
-    sync(home / SNAPSHOTS)
-    at("folder_synced")
-    point_current(home, manifest.name, at)
+    try:
+        sync(home / SNAPSHOTS)
+        at("folder_synced")
+        point_current(home, manifest.name, at)
+    except BaseException:
+        if _current_or_none(home) != manifest.name:
+            # Nobody follows it, and on a full disk each further try would leave one more.
+            folder(home, manifest.name).rename(building)
+        raise
     return manifest
+
+
+def _current_or_none(home: Path) -> str | None:
+    with contextlib.suppress(NoSnapshot, SnapshotDamaged, OSError):
+        return current(home)
+    return None
 
 
 def point_current(home: Path, name: str, at: AtStep = nothing) -> None:
@@ -320,10 +332,17 @@ def prune(home: Path, keep: int) -> list[str]:
 
 def rollback(home: Path) -> Manifest:
     """Makes the snapshot before the current one current. Raises NoSnapshot where there is none, or a damage."""
-    now = read_manifest(folder(home, current(home)))
-    if now.previous not in names(home):
-        raise NoSnapshot(f"there is no snapshot before {now.name}", hint="the setting `keep` says how many are kept")
-    before = read_manifest(folder(home, now.previous))
+    try:
+        now = read_manifest(folder(home, current(home)))
+        name, previous = now.name, now.previous
+    except (SnapshotDamaged, FormatUnsupported):
+        # What is to be left is so broken that it does not say what was before it: the newest that is older, or else
+        # where not even its name is known, the newest.
+        name = _current_or_none(home) or "~"
+        previous = next((m.name for m in manifests(home) if m.name < name), None)
+    if previous is None or previous not in names(home):
+        raise NoSnapshot(f"there is no snapshot before {name}", hint="the setting `keep` says how many are kept")
+    before = read_manifest(folder(home, previous))
     check_hash(folder(home, before.name), before)
     point_current(home, before.name)
     return before

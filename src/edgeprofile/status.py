@@ -166,4 +166,5 @@ def _moment(seconds: object) -> str:
 
 def _console() -> Console:
     # Off a terminal, as wide as its content: no name may be cut in a log.
-    return Console(width=None if sys.stdout.isatty() else 250)
+    # What stands in brackets is text, never markup: a key's name and a message may hold any.
+    return Console(width=None if sys.stdout.isatty() else 250, markup=False, emoji=False, highlight=False)

@@ -23,7 +23,7 @@ from edgeprofile.loader.source import Source
 from edgeprofile.loader.writer import Writer
 from edgeprofile.reader import KEY_BYTES_MAX, NAMESPACE_KEY
 
-BATCH_ROWS_FIRST, BATCH_ROWS_MAX = 2_048, 32_768
+BATCH_ROWS_FIRST, BATCH_ROWS_MAX = 2_048, 16_384
 SEGMENT_BYTES_AIM = 16 * 1024 * 1024
 VALUE_BYTES_MAX = KEY_BYTES_MAX - NAMESPACE_KEY.size
 # A million bytes of primary ids are some 50,000 profiles that share one identifier; no caller reads more.
@@ -57,18 +57,25 @@ def build(
     with source.reporting(lambda share: progress("model", share, 1)):
         rows = _materialise(source, sql, plan)
     _refuse(source, plan)
+    _check_refused(source, folder, rows, rejects_max)
     with Writer(folder / snapshot.PROFILES) as writer:
         profiles, record_bytes, content = _encode(source, plan, writer, rows, now_us, progress)
-        rejected = _list_rejects(source, folder / snapshot.REJECTS)
-        if sum(rejected.values()) > rejects_max * rows:
-            raise RefreshRefused(
-                f"{sum(rejected.values())} of {rows} rows were refused ({_counts(rejected)}), "
-                f"more than rejects_max allows ({rejects_max:.2%})",
-                outcome="too_many_rejects",
-                hint=f"mend the model, or raise rejects_max; row by row: {snapshot.REJECTS}",
-            )
+        rejected = _check_refused(source, folder, rows, rejects_max)
         identifiers = _index(source, plan, writer, progress)
         return Built(rows, profiles, identifiers, writer.segments, record_bytes, writer.used_bytes(), content, rejected)
+
+
+def _check_refused(source: Source, folder: Path, rows: int, rejects_max: float) -> dict[str, int]:
+    """Lists the refused rows and counts them by reason. Raises RefreshRefused where they are too many."""
+    rejected = _list_rejects(source, folder / snapshot.REJECTS)
+    if sum(rejected.values()) > rejects_max * rows:
+        raise RefreshRefused(
+            f"{sum(rejected.values())} of {rows} rows were refused ({_counts(rejected)}), "
+            f"more than rejects_max allows ({rejects_max:.2%})",
+            outcome="too_many_rejects",
+            hint=f"mend the model, or raise rejects_max; row by row: {snapshot.REJECTS}",
+        )
+    return rejected
 
 
 def _counts(rejected: dict[str, int]) -> str:
@@ -100,15 +107,31 @@ def _refuse(source: Source, plan: Plan) -> None:
                 WHEN key = '' THEN 'empty_id'
                 WHEN strlen(key) > {KEY_BYTES_MAX} THEN 'id_too_long'
                 WHEN {" OR ".join(too_long) or "false"} THEN 'identifier_too_long'
-                WHEN key = lag(key) OVER () THEN 'duplicate_id'
             END AS reason
             FROM temp.rows
         ) WHERE reason IS NOT NULL
         """
     )
+    _refuse_duplicates(source)
     for _, namespace, value in _namespaces(plan):
         if namespace.unique:
             _refuse_claimed_twice(source, value)
+
+
+def _refuse_duplicates(source: Source) -> None:
+    """Of the rows with one id, the first of those that are good so far stays: the newest. They stand side by side."""
+    among, order = "", ""
+    if source.ask("SELECT count(*) FROM temp.refused") != [(0,)]:
+        # What filters may disturb the order of the table, which is for nothing where there is no filter.
+        among, order = "WHERE rowid NOT IN (SELECT row FROM temp.refused)", "ORDER BY rowid"
+    source.run(
+        f"""
+        INSERT INTO temp.refused
+        SELECT row, 'duplicate_id' FROM (
+            SELECT rowid AS row, key, lag(key) OVER ({order}) AS key_before FROM temp.rows {among}
+        ) WHERE key = key_before
+        """
+    )
 
 
 def _define_lowered(source: Source) -> None:
@@ -131,7 +154,7 @@ def _namespaces(plan: Plan) -> list[tuple[int, record.Namespace, str]]:
     """Number, namespace and the SQL of its value, for all but the primary one, which is the key itself."""
     found = []
     for number, namespace in enumerate(plan.schema.namespaces):
-        value = f"CAST(f{number} AS VARCHAR)"
+        value = f"(CAST(f{number} AS VARCHAR) COLLATE C)"
         found.append((number, namespace, f"lowered({value})" if namespace.normalize == "lower" else value))
     return found[1:]
 

@@ -127,7 +127,8 @@ def plan(profiles: Profiles, columns: list[Column], audience_ids: dict[str, int]
         ),
         types=tuple(s.type for s in shapes),
         columns=tuple(_cast(column, s) for (_, column), s in zip(chosen, shapes, strict=True)),
-        key=f"CAST({quoted(profiles.id)} AS VARCHAR)",
+        # The binary order, whatever collation the column has: it is the order of LMDB's keys.
+        key=f"CAST({quoted(profiles.id)} AS VARCHAR) COLLATE C",
         updated=None if profiles.updated_at is None else f"CAST({quoted(profiles.updated_at)} AS TIMESTAMP)",
         fingerprint=hashlib.sha256(repr((profiles.text, chosen)).encode()).hexdigest(),
     )

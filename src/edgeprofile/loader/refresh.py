@@ -14,7 +14,15 @@ from pathlib import Path
 import msgspec
 
 from edgeprofile import snapshot
-from edgeprofile.errors import EdgeprofileError, ModelError, NoSnapshot, RefreshRefused, SnapshotDamaged, StoreError
+from edgeprofile.errors import (
+    DiskFull,
+    EdgeprofileError,
+    ModelError,
+    NoSnapshot,
+    RefreshRefused,
+    SnapshotDamaged,
+    StoreError,
+)
 from edgeprofile.loader.build import Built, Progress, build
 from edgeprofile.loader.model import Plan, plan
 from edgeprofile.loader.source import Source
@@ -30,7 +38,7 @@ def describe(settings: Settings, name: str) -> Plan:
     """The plan of a workspace's model, without running it. Raises ModelError or SourceError."""
     workspace = settings.workspaces[name]
     with Source(workspace.source, settings.loader, settings.folder, settings.data_dir / name / SCRATCH) as source:
-        return plan(workspace.profiles, source.describe(workspace.profiles.text), {})
+        return plan(workspace.profiles, source.describe(source.statement(workspace.profiles.text)), {})
 
 
 def refresh(
@@ -54,21 +62,24 @@ def _recorded(
     settings: Settings, name: str, home: Path, started_at: float, force: bool, progress: Progress, at: snapshot.AtStep
 ) -> snapshot.Outcome:
     """Runs the cycle with the lock held, cleans up behind it, and keeps a note of how it ended."""
-    ended = "interrupted", "interrupted"
+    ended: tuple[str, str] | None = "interrupted", "interrupted"
     try:
         outcome = _cycle(settings.workspaces[name], settings, home, started_at, force, progress, at)
-        snapshot.note(home, outcome)
+        ended = None
+        # What is published is published, whether or not there is room for a note of it.
+        with contextlib.suppress(OSError):
+            snapshot.note(home, outcome)
         return outcome
     except (OSError, WriterError) as error:
         known = _from_os(error, home)
-        ended = ("disk_full" if _is_disk_full(error, home) else "store_error"), str(known)
+        ended = _reason(known), str(known)
         raise known from error
     except EdgeprofileError as error:
         ended = _reason(error), str(error)
         raise
     finally:
         shutil.rmtree(home / SCRATCH, ignore_errors=True)
-        if sys.exc_info()[0] is not None:
+        if ended is not None:
             for leftover in (home / snapshot.SNAPSHOTS).glob(snapshot.BUILDING + "*"):
                 _keep_rejects(leftover, home)
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -91,14 +102,14 @@ def _cycle(
     at: snapshot.AtStep,
 ) -> snapshot.Outcome:
     before = _current_manifest(home)
+    # Where the current snapshot is damaged, the newest that is not stands for it.
+    served = before or next(iter(snapshot.manifests(home)), None)
     building = snapshot.start_build(home)
     progress("model", 0, 0)
     with Source(workspace.source, settings.loader, settings.folder, home / SCRATCH) as source:
-        columns = source.describe(workspace.profiles.text)
-        made = plan(workspace.profiles, columns, _audience_ids(before))
-        built = build(
-            source, workspace.profiles.text, made, building, int(started_at * 1e6), workspace.rejects_max, progress
-        )
+        sql = source.statement(workspace.profiles.text)
+        made = plan(workspace.profiles, source.describe(sql), _audience_ids(home))
+        built = build(source, sql, made, building, int(started_at * 1e6), workspace.rejects_max, progress)
     finished_at = time.time()
     rejected = sum(built.rejected.values())
     if before is not None and before.content == built.content and not force and _is_whole(home, before):
@@ -112,11 +123,11 @@ def _cycle(
             rejected=rejected,
         )
     if not force:
-        _guard(before, built, workspace.shrink_max)
+        _guard(served, built, workspace.shrink_max)
     progress("publish", 0, 0)
 
     def manifest_of(file_bytes: int, sha256: str) -> snapshot.Manifest:
-        return _manifest(home, before, made, built, file_bytes, sha256, started_at, finished_at)
+        return _manifest(home, served, made, built, file_bytes, sha256, started_at, finished_at)
 
     manifest = snapshot.publish(home, building, manifest_of, _verify_in_child, built.pages_bytes, at)
     snapshot.prune(home, workspace.keep)
@@ -138,18 +149,22 @@ def _current_manifest(home: Path) -> snapshot.Manifest | None:
 
 
 def _is_whole(home: Path, manifest: snapshot.Manifest) -> bool:
-    """Whether a snapshot's file has its length: one that was cut or removed is published anew."""
+    """Whether a snapshot's file is what its manifest says: one that was cut, flipped or removed is published anew."""
     try:
-        snapshot.check_size(snapshot.folder(home, manifest.name), manifest)
+        snapshot.check_hash(snapshot.folder(home, manifest.name), manifest)
     except SnapshotDamaged:
         return False
     return True
 
 
-def _audience_ids(before: snapshot.Manifest | None) -> dict[str, int]:
-    if before is None:
-        return {}
-    return msgspec.convert(before.schema.get("audience_ids", {}), dict[str, int])
+def _audience_ids(home: Path) -> dict[str, int]:
+    """Those of all that is kept, because after a rollback the current snapshot does not know the latest."""
+    known: dict[str, int] = {}
+    for manifest in snapshot.manifests(home):
+        with contextlib.suppress(msgspec.ValidationError):
+            given = msgspec.convert(manifest.schema.get("audience_ids", {}), dict[str, int])
+            known |= {name: number for name, number in given.items() if name not in known}
+    return known
 
 
 def _guard(before: snapshot.Manifest | None, built: Built, shrink_max: float) -> None:
@@ -199,13 +214,17 @@ def _manifest(
 
 def _verify_in_child(folder: Path, manifest: snapshot.Manifest) -> None:
     """Opens and samples the file in a process of its own, as a worker will: a fault there must not end this one."""
-    done = subprocess.run(
-        [sys.executable, "-m", "edgeprofile.reader", str(folder)],
-        input=msgspec.json.encode(manifest),
-        capture_output=True,
-        timeout=VERIFY_SECONDS_MAX,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            # Without the current folder on the path, where a file of a customer's may be named like a module.
+            [sys.executable, "-P", "-m", "edgeprofile.reader", str(folder)],
+            input=msgspec.json.encode(manifest),
+            capture_output=True,
+            timeout=VERIFY_SECONDS_MAX,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise SnapshotDamaged(f"the snapshot could not be read back within {VERIFY_SECONDS_MAX} s") from None
     if done.returncode != 0:
         why = done.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1][:200]
         raise SnapshotDamaged(f"the snapshot that was built cannot be read back: {why}")
@@ -222,6 +241,8 @@ def _reason(error: EdgeprofileError) -> str:
         return error.outcome
     if isinstance(error, ModelError):
         return "model_error"
+    if isinstance(error, DiskFull):
+        return "disk_full"
     return "store_error" if isinstance(error, StoreError) else "source_error"
 
 
@@ -239,7 +260,7 @@ def _is_disk_full(error: OSError | WriterError, folder: Path) -> bool:
 
 def _from_os(error: OSError | WriterError, folder: Path) -> StoreError:
     if _is_disk_full(error, folder):
-        return StoreError("the disk is full; the old snapshot is still served", hint="make room under data_dir")
+        return DiskFull()
     number = _number(error)
     what = os.strerror(number) if number is not None and number > 0 else type(error).__name__
     return StoreError(f"the snapshot could not be written: {what}")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import duckdb
 
-from edgeprofile.errors import ModelError, SourceError
+from edgeprofile.errors import DiskFull, EdgeprofileError, ModelError, SourceError
 from edgeprofile.settings import Loader as LoaderSettings
 from edgeprofile.settings import Source as SourceSettings
 
@@ -62,24 +62,17 @@ class Source:
         cores = os.cpu_count() or 1
         fitting = max(1, loader.memory_limit_bytes // THREAD_BYTES)
         config["threads"] = loader.threads or min(cores, fitting)
+        # The file itself is what is connected to, so that the model may name it as it does everywhere else.
+        database = source.database
         try:
-            self._connection = duckdb.connect(config=config)
+            self._connection = duckdb.connect(database or ":memory:", read_only=database is not None, config=config)
         except duckdb.Error as error:
-            raise SourceError(f"DuckDB does not start: {_first_line(error)}") from None
+            what = f"the warehouse {database.name} cannot be opened" if database else "DuckDB does not start"
+            raise SourceError(f"{what}: {_first_line(error)}") from None
         # DuckDB keeps count of its progress, and does not draw a bar of its own.
         self._connection.execute(
             "SET TimeZone = 'UTC'; SET enable_progress_bar = true; SET enable_progress_bar_print = false"
         )
-        if source.database is not None:
-            self._attach(source.database)
-
-    def _attach(self, database: Path) -> None:
-        quoted = str(database).replace("'", "''")
-        try:
-            self._connection.execute(f"ATTACH '{quoted}' AS warehouse (READ_ONLY)")
-        except duckdb.Error as error:
-            raise SourceError(f"the warehouse {database.name} cannot be opened: {_first_line(error)}") from None
-        self._connection.execute("USE warehouse")
 
     def __enter__(self) -> Source:
         return self
@@ -87,11 +80,25 @@ class Source:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._connection.close()
 
-    def describe(self, sql: str) -> list[Column]:
-        """The columns that the model yields, without running it."""
+    def statement(self, sql: str) -> str:
+        """The model's SQL, one statement, without the semicolon that closes it and the comments behind that."""
         try:
             if len(self._connection.extract_statements(sql)) != 1:
                 raise ModelError(["the model's SQL must be one SELECT statement"])
+        except duckdb.Error as error:
+            raise ModelError([f"the model's SQL: {_first_line(error)}"]) from None
+        text = sql.encode()
+        end = len(text)
+        for offset, kind in reversed(duckdb.tokenize(sql)):
+            if text[offset : offset + 1] == b";":
+                end = offset
+            elif kind != duckdb.token_type.comment:
+                break
+        return text[:end].decode()
+
+    def describe(self, sql: str) -> list[Column]:
+        """The columns that the model yields, without running it."""
+        try:
             relation = self._connection.sql(f"SELECT * FROM (\n{sql}\n) LIMIT 0")
             # The names come from the SQL itself: in a subquery DuckDB renames those that stand twice.
             names = self._connection.sql(sql).columns
@@ -107,6 +114,8 @@ class Source:
             self._connection.execute(sql)
         except duckdb.Error as error:
             raise _execution_error(error) from None
+        except RuntimeError as error:
+            raise _interrupted(error) from None
 
     def ask(self, sql: str) -> list[tuple[Any, ...]]:
         """Runs a query with a small answer."""
@@ -114,6 +123,8 @@ class Source:
             return self._connection.execute(sql).fetchall()
         except duckdb.Error as error:
             raise _execution_error(error) from None
+        except RuntimeError as error:
+            raise _interrupted(error) from None
 
     def stream(self, sql: str) -> object:
         """Runs a query and gives its answer as an Arrow stream (a PyCapsule), to be read before the next query."""
@@ -144,7 +155,14 @@ def _first_line(error: duckdb.Error) -> str:
     return str(error).split("\n", 1)[0].strip()
 
 
-def _execution_error(error: duckdb.Error) -> SourceError:
+def _interrupted(error: RuntimeError) -> BaseException:
+    """What DuckDB makes a RuntimeError of: a signal whose handler raised."""
+    return KeyboardInterrupt() if "interrupted" in str(error) else error
+
+
+def _execution_error(error: duckdb.Error) -> EdgeprofileError:
+    if isinstance(error, duckdb.OutOfMemoryException) and "offload" in str(error):
+        return DiskFull()
     if isinstance(error, duckdb.OutOfMemoryException):
         return SourceError(
             "the model needs more memory than loader.memory_limit allows", hint="raise it, or set loader.threads = 1"

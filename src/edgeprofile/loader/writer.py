@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import lmdb
 
@@ -13,7 +14,7 @@ from edgeprofile.reader import IDENTIFIERS, LIB_VERSION, PROFILES, RECORDS, SEGM
 # Address space, not memory or disk: the file grows as pages are written.
 MAP_BYTES = 1 << 40
 
-Entries = Iterable[tuple[bytes, bytes]]
+Entries = Sequence[tuple[bytes, bytes]]
 # What a write raises, beside OSError; `code` is an errno, or one of LMDB's own.
 WriterError = lmdb.Error
 
@@ -45,14 +46,13 @@ class Writer:
         """One transaction: records, and the place in it of each profile."""
         with self.env.begin(write=True) as txn:
             txn.put(SEGMENT_KEY.pack(self.segments), segment, append=True, db=self.records)
-            with txn.cursor(self.profiles) as cursor:
-                cursor.putmulti(entries, append=True)
+            _append(txn, self.profiles, entries)
         self.segments += 1
 
     def add_identifiers(self, entries: Entries) -> None:
         """One transaction of identifiers."""
-        with self.env.begin(write=True) as txn, txn.cursor(self.identifiers) as cursor:
-            cursor.putmulti(entries, append=True)
+        with self.env.begin(write=True) as txn:
+            _append(txn, self.identifiers, entries)
 
     def used_bytes(self) -> int:
         """How many bytes of the file are in use."""
@@ -64,3 +64,11 @@ class Writer:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         # Also where the build fails: an open file would keep a full disk full.
         self.env.close()
+
+
+def _append(txn: lmdb.Transaction, database: Any, entries: Entries) -> None:
+    """Appends all of them. A key that is out of order, or there already, putmulti leaves out and does not count."""
+    with txn.cursor(database) as cursor:
+        _, added = cursor.putmulti(entries, append=True)
+    if added != len(entries):
+        raise lmdb.KeyExistsError("a key is out of order, or there twice")
