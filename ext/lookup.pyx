@@ -8,7 +8,7 @@ cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
-from libc.time cimport time
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
 import logging
 import os
@@ -16,7 +16,7 @@ import traceback
 
 from edgeprofile._limiter cimport SharedMap
 from edgeprofile._record cimport RECORD_GOOD, RECORD_UNKNOWN_FORMAT, Cut, View, cut, open_record, paste
-from edgeprofile._store cimport Grant, Plan, Store
+from edgeprofile._store cimport Grant, Plan, Store, write_hex
 from json_text cimport is_utf8
 
 from edgeprofile.errors import (
@@ -35,7 +35,6 @@ cdef enum:
     PUBLIC_ID_BYTES = 12
 
 cdef const char* PREFIX = b"/v1/profiles/"
-cdef const char* HEXADECIMAL = b"0123456789abcdef"
 cdef tuple JSON_TYPE = (b"content-type", b"application/json")
 
 log = logging.getLogger("edgeprofile")
@@ -75,8 +74,8 @@ cdef inline bint named(bytes name, const char* expected, Py_ssize_t size) noexce
     return PyBytes_GET_SIZE(name) == size and memcmp(PyBytes_AS_STRING(name), expected, size) == 0
 
 
-cdef int read_headers(list headers, Asked* asked) except -1:
-    """One pass over the headers: compared by length first, because most are none of ours."""
+cdef Py_ssize_t read_headers(list headers, Asked* asked) except -1:
+    """One pass over the headers: compared by length first, because most are none of ours. Returns their bytes."""
     cdef tuple pair
     cdef bytes name
     cdef Py_ssize_t size = 0
@@ -99,9 +98,7 @@ cdef int read_headers(list headers, Asked* asked) except -1:
             asked.accept = <void*>pair[1] if asked.accepts == 1 else NULL
         elif named(name, b"content-length", 14):
             asked.body_bytes = int(<bytes>pair[1])
-    if size > HEADERS_BYTES_MAX:
-        raise HeadersTooLarge(HEADERS_BYTES_MAX)
-    return 0
+    return size
 
 
 cdef inline int digit(char c) noexcept nogil:
@@ -215,9 +212,12 @@ cdef class Lookup:
         cdef Asked asked
         cdef str method = scope["method"]
         cdef bytes request_id = b""
+        cdef Py_ssize_t headers_bytes
         try:
-            read_headers(scope["headers"], &asked)
+            headers_bytes = read_headers(scope["headers"], &asked)
             request_id = self.request_id(&asked)
+            if headers_bytes > HEADERS_BYTES_MAX:
+                raise HeadersTooLarge(HEADERS_BYTES_MAX)
             if value == NULL:
                 raise UrlTooLong(URL_BYTES_MAX)
             if method != "GET" and method != "HEAD":
@@ -305,7 +305,7 @@ cdef class Lookup:
             if not self.verify(token):
                 raise Unauthorized()
             grant.token = token
-        if grant.expires_at and time(NULL) >= grant.expires_at:
+        if grant.expires_at and now_s() >= grant.expires_at:
             raise Unauthorized()
         return grant
 
@@ -362,7 +362,7 @@ cdef class Lookup:
         self.ids ^= self.ids << 13
         self.ids ^= self.ids >> 7
         self.ids ^= self.ids << 17
-        write_hex(digits, self.ids)
+        write_hex(digits, self.ids, HEX_BYTES)
         return digits[:HEX_BYTES]
 
     cdef int refuse(self, error, bytes request_id, bint is_head, send) except -1:
@@ -378,6 +378,13 @@ cdef class Lookup:
         send({"type": "http.response.start", "status": status, "headers": headers})
         send({"type": "http.response.body", "body": body})
         return 0
+
+
+cdef inline int64_t now_s() noexcept:
+    """Not time(), which may still be in the second before."""
+    cdef timespec now
+    clock_gettime(CLOCK_REALTIME, &now)
+    return now.tv_sec
 
 
 cdef int check_opened(int code, Store store) except -1:
@@ -409,18 +416,12 @@ cdef inline bint is_bearer(const char* text) noexcept:
     return text[6] == b" "
 
 
-cdef inline void write_hex(char* to, uint64_t value) noexcept:
-    cdef int i
-    for i in range(HEX_BYTES):
-        to[i] = HEXADECIMAL[(value >> (60 - 4 * i)) & 15]
-
-
 cdef bytes etag_of(uint64_t check, Plan plan):
     cdef Py_ssize_t more = PyBytes_GET_SIZE(plan.suffix)
     cdef bytes etag = PyBytes_FromStringAndSize(NULL, HEX_BYTES + 2 + more)
     cdef char* to = PyBytes_AS_STRING(etag)
     to[0] = to[HEX_BYTES + 1 + more] = b'"'
-    write_hex(to + 1, check)
+    write_hex(to + 1, check, HEX_BYTES)
     memcpy(to + 1 + HEX_BYTES, PyBytes_AS_STRING(plan.suffix), more)
     return etag
 

@@ -2,7 +2,9 @@
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.object cimport PyObject
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -11,12 +13,13 @@ from edgeprofile._record cimport INDEX_CHECK_BYTES, Run, checksum, index_check
 
 from edgeprofile.errors import ProfileNotFound, RecordDamaged, UnknownNamespace
 
+cdef extern from "Python.h":
+    Py_ssize_t Py_REFCNT(PyObject* thing)
+
 cdef enum:
     KEY_BYTES_MAX = 511
     PLACE_BYTES = 12
     SUFFIX_DIGITS = 8
-
-cdef const char* HEXADECIMAL = b"0123456789abcdef"
 
 
 @cython.final
@@ -39,8 +42,7 @@ cdef class Plan:
         self.suffix = b""
         if not is_whole:
             mark = checksum(with_audiences, self.runs, self.count * sizeof(Run))
-            for i in range(SUFFIX_DIGITS):
-                digits[i] = HEXADECIMAL[(mark >> (4 * i)) & 15]
+            write_hex(digits, mark, SUFFIX_DIGITS)
             self.suffix = b"-" + digits[:SUFFIX_DIGITS]
 
     def __dealloc__(self):
@@ -153,3 +155,16 @@ cdef class Grant:
         self.cell = cell
         self.reads = reads
         self.expires_at = expires_at
+
+
+def take_unheld(list stores):
+    """Takes out of the list the stores that nothing but the list refers to: no lookup is at them any more.
+
+    Counted here, and not by sys.getrefcount, because how many references a local name adds differs between Pythons.
+    """
+    cdef Py_ssize_t i
+    cdef list unheld = []
+    for i in range(len(stores) - 1, -1, -1):
+        if Py_REFCNT(<PyObject*>PyList_GET_ITEM(stores, i)) == 1:
+            unheld.append(stores.pop(i))
+    return unheld

@@ -295,7 +295,9 @@ def test_request_ids_of_ours_do_not_come_twice(service: Service, key: str) -> No
     assert len(seen) == 100
 
 
-@pytest.mark.parametrize("accept", ["*/*", "application/*", "text/html, application/json;q=0.1", "Application/JSON"])
+@pytest.mark.parametrize(
+    "accept", ["*/*", "application/*", "text/html, application/json;q=0.1", "Application/JSON", ""]
+)
 def test_accept_headers_that_leave_json_are_served(service: Service, key: str, accept: str) -> None:
     assert service.get(JANE, key, ("Accept", accept)).body == JANE_WHOLE
 

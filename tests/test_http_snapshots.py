@@ -203,6 +203,14 @@ def flip_the_records(folder: Path) -> None:
     file.write_bytes(content.replace(b'"_audiences"', b'"_Audiences"'))
 
 
+def flip_a_byte(folder: Path) -> None:
+    """Where neither a count nor a sample would show it."""
+    file = folder / snapshot.PROFILES
+    content = bytearray(file.read_bytes())
+    content[len(content) * 3 // 4] ^= 1
+    file.write_bytes(content)
+
+
 def flip_the_manifest(folder: Path) -> None:
     file = folder / snapshot.MANIFEST
     file.write_bytes(bytes(byte ^ 0x10 for byte in file.read_bytes()))
@@ -214,6 +222,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "head-flipped": flip_the_head,
     "records-flipped": flip_the_records,
     "file-missing": lambda folder: (folder / snapshot.PROFILES).unlink(),
+    "one-byte-flipped": flip_a_byte,
     "manifest-flipped": flip_the_manifest,
     "manifest-empty": lambda folder: (folder / snapshot.MANIFEST).write_bytes(b""),
     "manifest-missing": lambda folder: (folder / snapshot.MANIFEST).unlink(),

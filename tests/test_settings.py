@@ -284,8 +284,8 @@ def test_variables_that_are_no_overrides_are_left_alone(write: Write) -> None:
 @pytest.mark.parametrize(
     ("variable", "value", "line"),
     [
-        ("SERVER__PORT", "x", 'server.port: expected an integer from 0 to 65535, found "x"'),
-        ("SERVER__PORT", "", 'server.port: expected an integer from 0 to 65535, found ""'),
+        ("SERVER__PORT", "x", 'server.port: expected an integer from 1 to 65535, found "x"'),
+        ("SERVER__PORT", "", 'server.port: expected an integer from 1 to 65535, found ""'),
         ("SERVER__DOCS", "maybe", 'server.docs: expected true or false, found "maybe"'),
         ("DATA_DIR", "", 'data_dir: expected a path, found ""'),
         ("LIMITS__BURST_RATE", "7", "limits.burst_rate: expected a number of at least limits.rate (500), found 7"),
@@ -329,12 +329,12 @@ IDENTIFIER = "expected a column or a table of column, unique, normalize"
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ('server.port = "abc"', 'server.port: expected an integer from 0 to 65535, found "abc"'),
-        ("server.port = 65536", "server.port: expected an integer from 0 to 65535, found 65536"),
-        ("server.port = 80.0", "server.port: expected an integer from 0 to 65535, found 80.0"),
-        ("server.port = true", "server.port: expected an integer from 0 to 65535, found true"),
-        ("server.port = 2020-01-02", 'server.port: expected an integer from 0 to 65535, found "2020-01-02"'),
-        ("server.port = { a = 1 }", "server.port: expected an integer from 0 to 65535, found a table"),
+        ('server.port = "abc"', 'server.port: expected an integer from 1 to 65535, found "abc"'),
+        ("server.port = 65536", "server.port: expected an integer from 1 to 65535, found 65536"),
+        ("server.port = 80.0", "server.port: expected an integer from 1 to 65535, found 80.0"),
+        ("server.port = true", "server.port: expected an integer from 1 to 65535, found true"),
+        ("server.port = 2020-01-02", 'server.port: expected an integer from 1 to 65535, found "2020-01-02"'),
+        ("server.port = { a = 1 }", "server.port: expected an integer from 1 to 65535, found a table"),
         ('server.docs = "false"', 'server.docs: expected true or false, found "false"'),
         ('server.host = ""', 'server.host: expected text, found ""'),
         (
@@ -496,7 +496,7 @@ def test_limits_made_elsewhere_are_held_to_the_same_order() -> None:
 
 def test_the_reference_reads_types_and_defaults_off_the_structs() -> None:
     rows = {key: (kind, default) for key, kind, default in reference()}
-    assert rows["server.port"] == ("an integer from 0 to 65535", "8000")
+    assert rows["server.port"] == ("an integer from 1 to 65535", "8000")
     assert rows["server.docs"] == ("true or false", "true")
     assert rows["limits.rate"] == ("a number from 0.001 to 1000000", "500")
     assert rows["loader.memory_limit"] == ('a size such as "512MB" or "2GiB"', "none")

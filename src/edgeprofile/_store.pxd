@@ -7,6 +7,14 @@ from edgeprofile._limiter cimport Policy
 from edgeprofile._record cimport Run
 
 
+cdef inline void write_hex(char* to, uint64_t value, int digits) noexcept nogil:
+    """The lowest digits of a number, in hexadecimal."""
+    cdef const char* hexadecimal = b"0123456789abcdef"
+    cdef int i
+    for i in range(digits):
+        to[i] = hexadecimal[(value >> (4 * (digits - 1 - i))) & 15]
+
+
 @cython.final
 cdef class Plan:
     cdef Run* runs

@@ -40,3 +40,6 @@ class Grant:
     ) -> None: ...
     @property
     def limits(self) -> Limits: ...
+
+def take_unheld(stores: list[Store]) -> list[Store]:
+    """Takes out of the list the stores that nothing but the list refers to: no lookup is at them any more."""

@@ -117,11 +117,14 @@ class Reader:
     def check_samples(self) -> None:
         """Reads the first and the last profile and up to 256 between. Raises where one is damaged."""
         starts = [bytes([i]) for i in range(256)]
-        with self.txn.cursor(self.profiles) as cursor:
-            moves: list[Callable[[], bool]] = [cursor.first, cursor.last]
-            for move in moves + [partial(cursor.set_range, start) for start in starts]:
-                if move():
-                    check(self._at(cursor.value()), bytes(cursor.key()))
+        try:
+            with self.txn.cursor(self.profiles) as cursor:
+                moves: list[Callable[[], bool]] = [cursor.first, cursor.last]
+                for move in moves + [partial(cursor.set_range, start) for start in starts]:
+                    if move():
+                        check(self._at(cursor.value()), bytes(cursor.key()))
+        except lmdb.Error as error:
+            raise SnapshotDamaged(f"snapshot {self.name}: {type(error).__name__}") from None
 
     def check_records(self) -> int:
         """Checks every record against its checksum and every identifier against the profiles; returns the number."""

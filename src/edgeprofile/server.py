@@ -55,12 +55,20 @@ def is_free(host: str, port: int) -> bool:
     return True
 
 
+def address_of(host: str) -> str:
+    """The address that a name such as localhost stands for; Granian takes addresses only."""
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][4][0])
+    except OSError:
+        raise UsageError(f"{host} is no address of this machine's", hint="set server.host to an address") from None
+
+
 def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then lets requests in flight finish for `drain_seconds` at most.
 
     Raises SystemExit(1) where workers die as fast as they are started.
     """
-    host, port = settings.server.host, settings.server.port
+    host, port = address_of(settings.server.host), settings.server.port
     if not is_free(host, port):
         raise UsageError(f"{host}:{port} is in use or is not this machine's", hint="set server.port to a free port")
     logging.config.dictConfig(LOGGING)

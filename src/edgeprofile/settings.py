@@ -24,7 +24,8 @@ FILE = "edgeprofile.toml"
 DURATION_UNITS_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
 # Every number is bounded on both sides: TOML's nan and inf must not reach anybody's arithmetic.
-Port = Annotated[int, Meta(ge=0, le=65_535)]
+Port = Annotated[int, Meta(ge=1, le=65_535)]
+PortOrNone = Annotated[int, Meta(ge=0, le=65_535)]
 Count = Annotated[int, Meta(ge=0, le=1_024)]
 Kept = Annotated[int, Meta(ge=1, le=1_024)]
 Bytes = Annotated[int, Meta(ge=1, le=2**31 - 1)]
@@ -70,7 +71,7 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     port: Port = 8000
     workers: Count = 1
     admin_host: Text = "127.0.0.1"
-    admin_port: Port = 8001
+    admin_port: PortOrNone = 8001
     tls_certificate: NotServed = None
     tls_key: NotServed = None
     tls_client_ca: NotServed = None

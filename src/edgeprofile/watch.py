@@ -7,7 +7,6 @@ the event loop; a lookup sees the old snapshot or the new one, and the same keys
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from edgeprofile import limiter, snapshot
 from edgeprofile._limiter import Policy, SharedMap
 from edgeprofile._lookup import Lookup
-from edgeprofile._store import Grant, Store, Workspace
+from edgeprofile._store import Grant, Store, Workspace, take_unheld
 from edgeprofile.errors import EdgeprofileError, KeyFileError, NoSnapshot, StoreError
 from edgeprofile.keys import Key, KeyTable, stamp_of
 from edgeprofile.metrics import Counter
@@ -37,11 +36,13 @@ class SnapshotWatcher:
         self._workspace = workspace
         self._shared = shared
         self._refused: tuple[str, float] | None = None
+        self._unhashed: Reader | None = None
         self._retired: list[Store] = []
 
     def poll(self) -> None:
         """Opens the current snapshot if it is not the one that is served. A refusal leaves the old one."""
         self._close_retired()
+        self._hash_first()
         try:
             name = snapshot.current(self._home)
         except NoSnapshot:
@@ -55,8 +56,7 @@ class SnapshotWatcher:
         if self._refused is not None and self._refused[0] == name and time.monotonic() < self._refused[1]:
             return
         try:
-            reader = Reader(snapshot.folder(self._home, name))
-            reader.check_samples()
+            reader = self._open(name, is_first=store is None)
             opened = Store(reader)
         except (EdgeprofileError, OSError, UnicodeDecodeError) as error:
             self._refuse(name, error)
@@ -68,6 +68,31 @@ class SnapshotWatcher:
         if store is not None:
             self._retired.append(store)
 
+    def _open(self, name: str, *, is_first: bool) -> Reader:
+        """Opens and checks a snapshot. The first one is served at once, and hashed by the next poll."""
+        folder = snapshot.folder(self._home, name)
+        manifest = snapshot.read_manifest(folder)
+        if not is_first:
+            snapshot.check_hash(folder, manifest)
+        reader = Reader(folder, manifest)
+        try:
+            reader.check_samples()
+        except EdgeprofileError:
+            reader.close()
+            raise
+        self._unhashed = reader if is_first else None
+        return reader
+
+    def _hash_first(self) -> None:
+        """There is no other to fall back on, so a damaged one stays; its records are checked one by one anyway."""
+        reader, self._unhashed = self._unhashed, None
+        if reader is not None:
+            try:
+                snapshot.check_hash(snapshot.folder(self._home, reader.name), reader.manifest)
+            except (EdgeprofileError, OSError) as error:
+                log.error("workspace %s: served for want of another: %s", self._home.name, error)
+                self._shared.add(Counter.SNAPSHOTS_REFUSED, 1)
+
     def _refuse(self, name: str, error: Exception) -> None:
         if self._refused is None or self._refused[0] != name:
             log.error("workspace %s: snapshot refused, the one before stays: %s", self._home.name, error)
@@ -76,14 +101,8 @@ class SnapshotWatcher:
 
     def _close_retired(self) -> None:
         """Unmaps what no lookup holds any more, so that none finds itself unmapping gigabytes."""
-        held = []
-        while self._retired:
-            store = self._retired.pop()
-            if sys.getrefcount(store) <= 2:  # `store` here, and the call's own
-                store.reader.close()
-            else:
-                held.append(store)
-        self._retired = held
+        for store in take_unheld(self._retired):
+            store.reader.close()
 
 
 class KeyWatcher:
@@ -118,8 +137,8 @@ class KeyWatcher:
             self._seen = stamp
             return
         self._seen = stamp
-        now = time.time()
-        usable = [key for key in table.keys.values() if key.usable(now) and key.workspace in self._workspaces]
+        # Expired keys too: the lookup asks the clock at each request, and the clock may be wrong just now.
+        usable = [key for key in table.keys.values() if key.revoked_at is None and key.workspace in self._workspaces]
         grants = {}
         for key in usable:
             try:

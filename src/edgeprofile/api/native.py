@@ -75,6 +75,8 @@ def _runs(numbers: set[int]) -> Runs:
 
 def accepts_json(header: bytes) -> bool:
     """Whether an Accept header (RFC 9110) leaves application/json: the most specific range decides."""
+    if not header.strip():
+        return True
     best, accepted = -1, False
     for part in header.decode("latin-1").lower().split(","):
         range_, *parameters = (piece.strip() for piece in part.split(";"))
