@@ -137,7 +137,7 @@ cdef class Lookup:
     """The ASGI callable.
 
     `app` answers what is no lookup. `translate(ApiError, request_id)` makes (status, headers, body) of
-    an error, `parse_fields(query, reader)` makes (runs, with_audiences) of a query, `verify(token)` tells whether
+    an error, `parse_fields(query, schema)` makes (runs, with_audiences) of a query, `verify(token)` tells whether
     a key's secret is right, `accepts_json(header)` reads an Accept, `normalize(bytes)` lower-cases a value that is
     not ASCII, `limited(grant.limits, bucket, wait_ns)` makes the error of a request over its limit.
     """

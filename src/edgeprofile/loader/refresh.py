@@ -130,7 +130,9 @@ def _cycle(
         return _manifest(home, served, made, built, file_bytes, sha256, started_at, finished_at)
 
     manifest = snapshot.publish(home, building, manifest_of, _verify_in_child, built.pages_bytes, at)
-    snapshot.prune(home, workspace.keep)
+    # What stays for want of a permission or the like is tried again by the next refresh.
+    with contextlib.suppress(OSError):
+        snapshot.prune(home, workspace.keep)
     return snapshot.Outcome(
         outcome="published",
         started_at=started_at,
