@@ -26,6 +26,7 @@ cdef extern from "Python.h":
 
 cdef enum:
     DECIMAL_DIGITS_MAX = 38
+    JSON_DEPTH_MAX = 500  # what any parser of a caller's can take, and msgspec on any Python
 
 
 # --- streams -------------------------------------------------------------------------------------------------------
@@ -194,6 +195,25 @@ cdef int put_float(Buffer* out, const Column* column, int64_t at) except -1:
     return put_double(out, value, b"r", 0)
 
 
+cdef int depth_of(const char* text, size_t size) noexcept nogil:
+    """How deep brackets are nested, outside of strings; of text that is no JSON, any number."""
+    cdef size_t i = 0
+    cdef int depth = 0, deepest = 0
+    cdef bint in_string = False
+    while i < size:
+        if text[i] == b'"':
+            in_string = not in_string
+        elif in_string:
+            i += text[i] == b"\\"
+        elif text[i] == b"[" or text[i] == b"{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif text[i] == b"]" or text[i] == b"}":
+            depth -= 1
+        i += 1
+    return deepest
+
+
 cdef int put_json(Buffer* out, const char* text, size_t size) except -1:
     """JSON of the warehouse, checked and without its white space; digits stay as they are."""
     cdef bytes compact
@@ -201,6 +221,8 @@ cdef int put_json(Buffer* out, const char* text, size_t size) except -1:
         return PUT_TOO_LARGE
     if not is_utf8(text, size):
         return PUT_BAD_UTF8
+    if depth_of(text, size) > JSON_DEPTH_MAX:
+        return PUT_BAD_JSON
     try:
         compact = msgspec.json.format(text[:size], indent=-1)
     except (msgspec.DecodeError, RecursionError):

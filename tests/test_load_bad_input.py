@@ -278,10 +278,10 @@ def test_a_record_just_under_16_mib_is_served(tmp_path: Path) -> None:
     assert shop.profiles()["1"]["story"] == "x" * 16_777_000
 
 
-def test_json_that_is_nested_too_deep_or_broken_refuses_its_row(tmp_path: Path) -> None:
-    deep = "repeat('[', 5000) || repeat(']', 5000)"
-    sql = f"SELECT i AS id, CASE i WHEN 3 THEN {deep} ELSE '[' || i || ']' END::JSON AS notes FROM range(5) AS made(i)"
+def test_json_that_is_nested_over_500_deep_refuses_its_row(tmp_path: Path) -> None:
+    brackets = """'{"[": "[\\"[[[", "in": ' || repeat('[', d) || repeat(']', d) || '}'"""
+    sql = f"SELECT d AS id, ({brackets})::JSON AS notes FROM (VALUES (1), (499), (500), (5000)) AS made(d)"
     shop = Workshop(tmp_path).model(sql, rejects_max=1)
     shop.load()
-    assert list(shop.profiles()) == ["0", "1", "2", "4"]
-    assert shop.manifest().rejected == {"invalid_json": 1}
+    assert list(shop.profiles()) == ["1", "499"]
+    assert shop.rejects() == [{"id": each, "reason": "invalid_json"} for each in ("500", "5000")]
