@@ -126,7 +126,7 @@ cdef bytes decoded(const char* text, Py_ssize_t size):
             i += 3
         n += 1
     if n == 0:
-        raise MalformedPath("The path ends in an empty identifier.")
+        raise MalformedPath("The path has an empty id, namespace or value.")
     if not is_utf8(buffer, n):
         raise MalformedPath("The path is not UTF-8 once its escapes are decoded.")
     return buffer[:n]

@@ -236,6 +236,12 @@ class Service:
         assert not [secret for secret in self.secrets if secret in log]
         assert status == 0, f"exit status {status}\n{log}"
 
+    def release(self) -> subprocess.Popen[bytes]:
+        """Hands its main process to a test that ends it itself."""
+        process, self._process = self._process, None
+        assert process is not None
+        return process
+
     @property
     def _log(self) -> Path:
         return self.folder / "serve.log"

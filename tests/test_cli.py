@@ -252,7 +252,7 @@ def test_status_tells_of_each_workspace_for_people_and_for_programs(fresh: Works
     assert "published" in shown
     (fresh.current_folder() / "profiles.mdb").unlink()
     damaged = fresh.run("status")
-    assert damaged.status == 0
+    assert damaged.status == 1
     assert "no profiles.mdb" in damaged.out
 
 

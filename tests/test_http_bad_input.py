@@ -102,8 +102,11 @@ def spoilt(key: str) -> list[str]:
 
 
 def test_all_that_can_be_wrong_with_a_key_looks_the_same(service: Service, key: str) -> None:
-    revoked = service.mint()
+    revoked = service.key()
     service.revoke(revoked)
+    for connection in service.connect_to_each():
+        with connection:
+            until(lambda: connection.ask(request(JANE, revoked)).status == 401, "it is refused")  # noqa: B023
     given = [f"Bearer {bad}" for bad in (*spoilt(key), revoked)]
     given += [key, "", "Bearer", "Bearer ", f"Basic {key}", f"Bearer  {key}", f"Bearer\t{key}", f"Bearer {key}, x"]
     given += [f"Bearer {key} x", f"Bearer \xff{key}", f"bearer{key}", f'Bearer "{key}"']

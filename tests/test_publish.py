@@ -276,14 +276,21 @@ def test_a_load_after_a_rollback_publishes_and_keeps_what_was_rolled_back_to(
     assert snapshot.rollback(shop.home).name == history[2]
 
 
-def test_rollback_refuses_a_damaged_snapshot(shop: Workshop, history: list[str]) -> None:
-    with (shop.snapshots / history[2] / snapshot.PROFILES).open("r+b") as file:
-        file.seek(5000)
-        file.write(b"damage")
+def test_rollback_passes_over_a_damaged_snapshot_and_refuses_where_all_are(shop: Workshop, history: list[str]) -> None:
+    for name in history[1:3]:
+        with (shop.snapshots / name / snapshot.PROFILES).open("r+b") as file:
+            file.seek(5000)
+            kept = file.read(6)
+            file.seek(5000)
+            file.write(b"damage")
     ended = shop.run("snapshots", "rollback", "--workspace", "shop")
     assert ended.status == 1
     assert ended.complaints == [f"edgeprofile: snapshot {history[2]}: profiles.mdb does not match its SHA-256"]
     assert shop.current() == history[3]
+    with (shop.snapshots / history[1] / snapshot.PROFILES).open("r+b") as file:
+        file.seek(5000)
+        file.write(kept)
+    assert snapshot.rollback(shop.home).name == history[1]
 
 
 def test_a_reader_goes_on_with_a_snapshot_that_was_pruned(shop: Workshop) -> None:

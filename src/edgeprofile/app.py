@@ -31,8 +31,7 @@ SWITCH_INTERVAL_S = 0.0005
 
 def build_app(settings: Settings) -> Lookup:
     """The server of these settings. Its lifespan runs the watcher; without it nothing is ever opened."""
-    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    shared = SharedMap(settings.data_dir / SHARED_MAP)
+    shared = open_shared(settings)
     workspaces = {name: Workspace(name) for name in settings.workspaces}
     # Assigned below: the watchers need the lookup, which needs them, though neither before the first request.
     keys: KeyWatcher
@@ -64,6 +63,12 @@ def build_app(settings: Settings) -> Lookup:
     ]
     watcher = Watcher([keys, *snapshots])
     return lookup
+
+
+def open_shared(settings: Settings) -> SharedMap:
+    """The file that all workers share. Raises StoreError where `data_dir` cannot be used."""
+    snapshot.make_folder(settings.data_dir)
+    return SharedMap(settings.data_dir / SHARED_MAP)
 
 
 @contextlib.asynccontextmanager

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edgeprofile import keys, reader, snapshot, status
 from edgeprofile.errors import EdgeprofileError, ModelError, UsageError
-from edgeprofile.settings import DURATION_UNITS_S, Settings, load
+from edgeprofile.settings import DURATION_UNITS_S, Server, Settings, load
 
 Arguments = argparse.Namespace
 
@@ -65,7 +65,9 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("demo", help="make a sample shop, load it, serve it, and print a request that works")
     command.add_argument("--profiles", type=int, default=5_000, metavar="N", help="customers (default: 5000)")
-    command.add_argument("--port", type=int, metavar="P", help="port to serve on (default: 8000, or the next free one)")
+    command.add_argument(
+        "--port", type=_port, metavar="P", help="port to serve on (default: 8000, or the next free one)"
+    )
     command.add_argument("--dir", type=Path, default=Path("demo"), help="where to keep it (default: demo)")
     command.set_defaults(run=run_demo)
 
@@ -87,6 +89,13 @@ def parser() -> argparse.ArgumentParser:
     command = config.add_parser("check", parents=[common], help="read the settings, plan the model, name every problem")
     command.set_defaults(run=run_config_check)
     return top
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 1 <= port <= 65_535:
+        raise argparse.ArgumentTypeError("a port is a number from 1 to 65535")
+    return port
 
 
 def _keys_parser(command: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
@@ -146,15 +155,14 @@ def run_demo(arguments: Arguments) -> int:
     from edgeprofile import demo
     from edgeprofile.server import free_port, is_free
 
+    # Asked before the minutes that a large shop takes to make.
+    if arguments.port is not None and not is_free(Server().host, arguments.port):
+        raise UsageError(f"port {arguments.port} is in use", hint="name a free one by --port, or leave it out")
     with status.progress(sys.stderr) as progress:
         progress("sample warehouse", 0, 0)
         file = demo.make_shop(arguments.dir, arguments.profiles)
     settings = load(file)
-    host, port = settings.server.host, arguments.port
-    if port is None:
-        port = free_port(host, settings.server.port)
-    elif not is_free(host, port):
-        raise UsageError(f"port {port} is in use", hint="name a free one by --port, or leave it out")
+    port = arguments.port or free_port(settings.server.host, settings.server.port)
     failed = demo.load_shop(file)
     return failed or demo.serve_and_announce(settings, port, demo.fresh_key(settings.data_dir))
 
@@ -191,7 +199,7 @@ def run_status(arguments: Arguments) -> int:
         print(json.dumps(found, indent=2))
     else:
         status.print_status(found)
-    return 0
+    return 1 if any(each["problem"] for each in found) else 0
 
 
 def run_keys_create(arguments: Arguments) -> int:

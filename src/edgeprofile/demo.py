@@ -22,6 +22,7 @@ WORKSPACE = "shop"
 PROFILE_ID = "12345"
 PROFILES_MAX = 50_000_000
 READY_SECONDS_MAX = 30
+KEY_SECONDS = 7 * 86_400
 
 
 def make_shop(folder: Path, profiles: int) -> Path:
@@ -56,11 +57,8 @@ def load_shop(file: Path) -> int:
 
 
 def fresh_key(data_dir: Path) -> str:
-    """A key for this run of the demo; those of earlier runs are revoked, because nobody has them any more."""
-    for key in keys.listing(data_dir, WORKSPACE):
-        if key.name == "demo" and key.revoked_at is None:
-            keys.revoke(data_dir, key.public_id)
-    return keys.create(data_dir, WORKSPACE, name="demo")[0]
+    """A key for this run of the demo, which ends by itself; those of other runs, which may go on, stay good."""
+    return keys.create(data_dir, WORKSPACE, name="demo", expires_at=int(time.time()) + KEY_SECONDS)[0]
 
 
 def serve_and_announce(settings: Settings, port: int, key: str) -> int:
@@ -68,7 +66,8 @@ def serve_and_announce(settings: Settings, port: int, key: str) -> int:
     host = settings.server.host
     environment = {**os.environ, "EDGEPROFILE_SERVER__PORT": str(port)}
     server = subprocess.Popen([*COMMAND, "serve", "--config", str(settings.file)], env=environment)
-    signal.signal(signal.SIGTERM, lambda *_: server.terminate())
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: server.terminate())
     try:
         if _is_ready(server, host, port):
             print(f"\nServing; Ctrl-C ends it. Ask, in another terminal, who customer {PROFILE_ID} is:\n")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging.config
 import os
+import signal
 import socket
 import sys
 from functools import partial
@@ -15,7 +17,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
 from edgeprofile._lookup import Lookup
-from edgeprofile.app import build_app
+from edgeprofile.app import build_app, open_shared
 from edgeprofile.errors import UsageError
 from edgeprofile.settings import Settings
 
@@ -44,14 +46,19 @@ def free_port(host: str, wanted: int) -> int:
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there. Without SO_REUSEPORT, by which two would share the port unnoticed."""
+    """Whether a server could listen there. Without SO_REUSEPORT, by which two would share the port unnoticed.
+
+    Raises UsageError for an address that is not this machine's.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as attempt:
         attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             attempt.bind((host, port))
-        except OSError:
-            return False
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return False
+            raise UsageError(f"{host}:{port} cannot be listened on: {error.strerror}", hint="set server.host") from None
     return True
 
 
@@ -70,7 +77,9 @@ def serve(settings: Settings) -> None:
     """
     host, port = address_of(settings.server.host), settings.server.port
     if not is_free(host, port):
-        raise UsageError(f"{host}:{port} is in use or is not this machine's", hint="set server.port to a free port")
+        raise UsageError(f"{host}:{port} is in use", hint="set server.port to a free port")
+    # Opened here once, so that a folder that cannot be used is one line and not a crash of every worker.
+    open_shared(settings)
     logging.config.dictConfig(LOGGING)
     workers = settings.server.workers or os.cpu_count() or 1
     logging.getLogger("edgeprofile").info("serving on http://%s:%d with %d workers", host, port, workers)
@@ -102,6 +111,8 @@ def serve(settings: Settings) -> None:
         log_dictconfig=LOGGING,
         log_level=LogLevels.warning,
     )
+    # Granian starts its workers anew on SIGHUP; a terminal that was closed means that it is over.
+    server.on_startup(lambda: signal.signal(signal.SIGHUP, server.signal_handler_interrupt))
     server.serve(target_loader=partial(_load, settings), wrap_loader=False)
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from edgeprofile.errors import FormatUnsupported, LoaderBusy, NoSnapshot, SnapshotDamaged
+from edgeprofile.errors import FormatUnsupported, LoaderBusy, NoSnapshot, SnapshotDamaged, StoreError
 
 MANIFEST_FORMAT = 1
 CURRENT = "CURRENT"
@@ -214,15 +214,22 @@ def last_outcome(home: Path) -> Outcome | None:
 # --- writing: by the loader alone ----------------------------------------------------------------------------------
 
 
+def make_folder(folder: Path) -> None:
+    """Makes a folder of customers' data, which nobody else on the machine has a business in. Raises StoreError."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be used: {error.strerror}", hint="see the setting data_dir") from None
+
+
 @contextlib.contextmanager
 def loader_lock(home: Path) -> Iterator[None]:
     """Makes this process the workspace's only loader. Raises LoaderBusy where there is one already.
 
     The lock goes with its process, however that ends; the pid in the file is for people.
     """
-    # Customers' data: nobody else on the machine has a business in here.
-    home.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    home.mkdir(mode=0o700, exist_ok=True)
+    make_folder(home.parent)
+    make_folder(home)
     with (home / LOCK).open("a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -331,7 +338,10 @@ def prune(home: Path, keep: int) -> list[str]:
 
 
 def rollback(home: Path) -> Manifest:
-    """Makes the snapshot before the current one current. Raises NoSnapshot where there is none, or a damage."""
+    """Makes the snapshot before the current one current, or the next older that is whole.
+
+    Raises NoSnapshot where there is none, SnapshotDamaged where none is whole.
+    """
     try:
         now = read_manifest(folder(home, current(home)))
         name, previous = now.name, now.previous
@@ -342,10 +352,17 @@ def rollback(home: Path) -> Manifest:
         previous = next((m.name for m in manifests(home) if m.name < name), None)
     if previous is None or previous not in names(home):
         raise NoSnapshot(f"there is no snapshot before {name}", hint="the setting `keep` says how many are kept")
-    before = read_manifest(folder(home, previous))
-    check_hash(folder(home, before.name), before)
-    point_current(home, before.name)
-    return before
+    damage: SnapshotDamaged | FormatUnsupported | None = None
+    for candidate in [previous, *reversed([n for n in names(home) if n < previous])]:
+        try:
+            before = read_manifest(folder(home, candidate))
+            check_hash(folder(home, candidate), before)
+        except (SnapshotDamaged, FormatUnsupported) as error:
+            damage = damage or error
+        else:
+            point_current(home, candidate)
+            return before
+    raise damage or NoSnapshot(f"there is no snapshot before {name}")
 
 
 def note(home: Path, outcome: Outcome) -> None:

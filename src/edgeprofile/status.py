@@ -104,7 +104,7 @@ def of_workspace(data_dir: Path, name: str) -> dict[str, object]:
 
 def print_status(found: list[dict[str, object]]) -> None:
     """The same for people."""
-    table = Table("workspace", "snapshot", "age", "profiles", "live", "last refresh")
+    table = _table("workspace", "snapshot", last=("age", "profiles", "last refresh"))
     for each in found:
         last = each["last_refresh"]
         ended = "never" if not isinstance(last, dict) else f"{last['outcome']} {_moment(last['finished_at'])}"
@@ -112,15 +112,15 @@ def print_status(found: list[dict[str, object]]) -> None:
             ended += f": {last['message']}"
         served = str(each["problem"] or each["snapshot"] or "none yet: run edgeprofile load")
         age = f"{each['age']:,.0f} s" if "age" in each else ""
-        counts = [f"{each[key]:,}" if key in each else "" for key in ("profiles", "live_profiles")]
-        table.add_row(str(each["workspace"]), served, age, *counts, ended)
+        profiles = f"{each['profiles']:,}" if "profiles" in each else ""
+        table.add_row(str(each["workspace"]), served, age, profiles, ended)
     _console().print(table)
 
 
 def print_snapshots(home: Path) -> None:
     """The published snapshots, the current one marked. Raises NoSnapshot where there is none."""
     current = snapshot.current(home)
-    table = Table("", "snapshot", "finished", "profiles", "size", "refused rows")
+    table = _table("", "snapshot", last=("finished", "profiles", "size", "refused rows"))
     for manifest in snapshot.manifests(home):
         table.add_row(
             "→" if manifest.name == current else "",
@@ -141,7 +141,7 @@ def key_facts(key: Key) -> dict[str, object]:
 
 def print_keys(keys: list[Key]) -> None:
     """The keys as a table."""
-    table = Table("public id", "workspace", "name", "scopes", "state", "created", "expires", "rate", "burst")
+    table = _table("public id", last=("workspace", "name", "scopes", "state", "created", "expires", "rate", "burst"))
     for key in keys:
         facts = key_facts(key)
         expires = "never" if key.expires_at is None else _moment(key.expires_at)
@@ -158,6 +158,16 @@ def print_keys(keys: list[Key]) -> None:
             *limits,
         )
     _console().print(table)
+
+
+def _table(*whole: str, last: tuple[str, ...]) -> Table:
+    """A table whose first columns are never cut, because people copy what stands in them."""
+    table = Table()
+    for name in whole:
+        table.add_column(name, no_wrap=True, overflow="ignore")
+    for name in last:
+        table.add_column(name, overflow="fold")
+    return table
 
 
 def _moment(seconds: object) -> str:

@@ -7,6 +7,8 @@ the event loop; a lookup sees the old snapshot or the new one, and the same keys
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -37,6 +39,7 @@ class SnapshotWatcher:
         self._shared = shared
         self._refused: tuple[str, float] | None = None
         self._unhashed: Reader | None = None
+        self._waits = False
         self._retired: list[Store] = []
 
     def poll(self) -> None:
@@ -46,6 +49,9 @@ class SnapshotWatcher:
         try:
             name = snapshot.current(self._home)
         except NoSnapshot:
+            if not self._waits:
+                log.warning("workspace %s: nothing is published yet: run edgeprofile load", self._home.name)
+            self._waits = True
             return
         except (EdgeprofileError, OSError) as error:
             self._refuse("", error)
@@ -173,6 +179,7 @@ class Watcher(threading.Thread):
         super().__init__(name="edgeprofile-watcher", daemon=True)
         self._polls = polls
         self._stopping = threading.Event()
+        self._parent = os.getppid()
 
     def poll(self) -> None:
         """One round."""
@@ -186,6 +193,11 @@ class Watcher(threading.Thread):
         """Until `stop`."""
         while not self._stopping.wait(POLL_INTERVAL_S):
             self.poll()
+            if os.getppid() != self._parent:
+                # The server's first process was killed: nobody is left to end this one, which holds the port.
+                log.error("the server's main process is gone: this worker ends")
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
 
     def stop(self) -> None:
         """Ends the thread and waits for it."""

@@ -25,7 +25,8 @@ def parse_fields(query: bytes, schema: Schema) -> tuple[Runs, bool] | None:
 
     None where there is no such parameter: the whole profile. Raises UnknownField.
     """
-    values = [value for name, _, value in (part.partition(b"=") for part in query.split(b"&")) if name == b"fields"]
+    pairs = [part.partition(b"=") for part in query.split(b"&")]
+    values = [value for name, _, value in pairs if unquote_to_bytes(name) == b"fields"]
     if not values:
         return None
     tokens = [token for value in values for token in _text(value).split(",")]
@@ -59,8 +60,8 @@ def _numbers(token: str, schema: Schema) -> set[int]:
 
 def _unknown(token: str, schema: Schema) -> UnknownField:
     valid = [*FIELD_SECTIONS, *(f"{field.section}.{field.name}" for field in schema.fields)]
-    what = f"fields names {token[:100]!r}, which this workspace does not have." if token else "fields is empty."
-    return UnknownField(what, members={"valid": valid})
+    named = f"fields names {token[:100]!r}, which this workspace does not have."
+    return UnknownField(named if token else "fields has an empty item.", members={"valid": valid})
 
 
 def _runs(numbers: set[int]) -> Runs:

@@ -73,7 +73,7 @@ def _check_refused(source: Source, folder: Path, rows: int, rejects_max: float) 
             f"{sum(rejected.values())} of {rows} rows were refused ({_counts(rejected)}), "
             f"more than rejects_max allows ({rejects_max:.2%})",
             outcome="too_many_rejects",
-            hint=f"mend the model, or raise rejects_max; row by row: {snapshot.REJECTS}",
+            hint=f"mend the model, or raise rejects_max; row by row: {folder.parent.parent / snapshot.REJECTS}",
         )
     return rejected
 

@@ -152,7 +152,13 @@ class Source:
 
 
 def _first_line(error: duckdb.Error) -> str:
-    return str(error).split("\n", 1)[0].strip()
+    """What is wrong, and in which line of the SQL and which file; what stands there may be a customer's."""
+    text = str(error)
+    line = re.search(r"^LINE (\d+):", text, re.MULTILINE)
+    file = re.search(r"^\s*file ?= ?(\S+)", text, re.MULTILINE)
+    places = [f"line {line[1]}"] if line else []
+    places += [f"file {Path(file[1]).name}"] if file else []
+    return text.split("\n", 1)[0].strip() + (f" ({', '.join(places)})" if places else "")
 
 
 def _interrupted(error: RuntimeError) -> BaseException:
@@ -192,4 +198,7 @@ def run_script(database: Path, script: str, variables: dict[str, int]) -> None:
     with duckdb.connect(str(database)) as connection:
         for name, value in variables.items():
             connection.execute(f"SET VARIABLE {name} = {value:d}")
-        connection.execute(script)
+        try:
+            connection.execute(script)
+        except RuntimeError as error:
+            raise _interrupted(error) from None
