@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import statistics
@@ -18,6 +19,7 @@ from service import Answer, Connection, Service, change_manifest, copy_snapshot,
 from edgeprofile import snapshot
 
 PROFILES, GENERATIONS = 300, 20
+HOLE_BYTES = 2 << 30
 # Two clients, each so many requests in flight at a time and so many times a second: 2,000 requests a second.
 CLIENTS, AT_ONCE, TICK_SECONDS = 2, 50, 0.05
 TICKS_MAX = 2_000
@@ -211,6 +213,17 @@ def flip_a_byte(folder: Path) -> None:
     file.write_bytes(content)
 
 
+def files_open(pid: int) -> list[str]:
+    """The files that a process has open."""
+    return [os.path.realpath(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+
+
+def grow_by_a_hole(folder: Path) -> None:
+    """To gigabytes that take no room on the disk, and seconds to hash."""
+    os.truncate(folder / snapshot.PROFILES, HOLE_BYTES)
+    change_manifest(folder, file_bytes=HOLE_BYTES)
+
+
 def flip_the_manifest(folder: Path) -> None:
     file = folder / snapshot.MANIFEST
     file.write_bytes(bytes(byte ^ 0x10 for byte in file.read_bytes()))
@@ -321,6 +334,27 @@ def test_a_current_that_makes_no_sense_is_refused_and_the_old_snapshot_stays(ser
     until(lambda: served.refusals() >= refusals + 2, "both workers refuse it", 5)
     served.assert_old_one_is_served()
     served.assert_next_is_taken()
+
+
+def test_a_key_is_refused_while_a_large_snapshot_is_still_being_hashed(make_service: MakeService) -> None:
+    service = make_service({"shop": DECLARED})
+    publish(service, 0)
+    whole = snapshot.folder(service.home(), snapshot.current(service.home()))
+    large = whole.with_name(f"{whole.name[:-8]}00000000")
+    copy_snapshot(whole, large)
+    grow_by_a_hole(large)
+    key = service.key()
+    service.start()
+    assert service.get("/v1/profiles/id/p1", key).status == 200
+
+    snapshot.point_current(service.home(), large.name)
+    (worker,) = service.workers()
+    until(lambda: str(large / snapshot.PROFILES) in files_open(worker), "the worker reads it")
+    service.revoke(key)
+    until(lambda: service.get("/v1/profiles/id/p1", key).status == 401, "the key is refused")
+
+    assert "snapshot refused" not in service.log()
+    until(lambda: "does not match its SHA-256" in service.log(), "the hash is done", 60)
 
 
 def test_a_current_that_is_gone_leaves_the_old_snapshot(served: Served) -> None:

@@ -22,24 +22,24 @@ from edgeprofile.api.problems import problem
 from edgeprofile.errors import ApiError, InternalError, MethodNotAllowed, NoSuchRoute, RateLimited
 from edgeprofile.metrics import Counter
 from edgeprofile.settings import Settings
-from edgeprofile.watch import KeyWatcher, SnapshotWatcher, Watcher
+from edgeprofile.watch import KeyWatcher, ParentWatcher, SnapshotWatcher, Watcher
 
 SHARED_MAP = "shared.map"
-# How long the watcher's thread may hold up a lookup that waits for the interpreter.
+# How long a watcher's thread may hold up a lookup that waits for the interpreter.
 SWITCH_INTERVAL_S = 0.0005
 
 
 def build_app(settings: Settings) -> Lookup:
-    """The server of these settings. Its lifespan runs the watcher; without it nothing is ever opened."""
+    """The server of these settings. Its lifespan runs the watchers; without them nothing is ever opened."""
     shared = open_shared(settings)
     workspaces = {name: Workspace(name) for name in settings.workspaces}
     # Assigned below: the watchers need the lookup, which needs them, though neither before the first request.
     keys: KeyWatcher
-    watcher: Watcher
+    watchers: list[Watcher]
     app = Starlette(
         routes=native.routes(list(workspaces.values())),
         exception_handlers={ApiError: _refuse, HTTPException: _refuse, Exception: _refuse},
-        lifespan=lambda _: _watching(watcher),
+        lifespan=lambda _: _watching(watchers),
     )
     app.router.redirect_slashes = False
     lookup = Lookup(
@@ -61,7 +61,7 @@ def build_app(settings: Settings) -> Lookup:
         SnapshotWatcher(snapshot.home(settings.data_dir, name), workspace, shared)
         for name, workspace in workspaces.items()
     ]
-    watcher = Watcher([keys, *snapshots])
+    watchers = [Watcher(keys), *map(Watcher, snapshots), Watcher(ParentWatcher())]
     return lookup
 
 
@@ -72,16 +72,18 @@ def open_shared(settings: Settings) -> SharedMap:
 
 
 @contextlib.asynccontextmanager
-async def _watching(watcher: Watcher) -> AsyncIterator[None]:
+async def _watching(watchers: list[Watcher]) -> AsyncIterator[None]:
     """The life of a worker: what is there is opened before the first request, the rest as it comes."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    watcher.poll()
-    watcher.start()
+    for watcher in watchers:
+        watcher.poll()
+        watcher.start()
     # What start-up left behind stays: without it in the way, a collection is over sooner.
     gc.collect()
     gc.freeze()
     yield
-    watcher.stop()
+    for watcher in watchers:
+        watcher.stop()
 
 
 def _limited(policy: limiter.Policy, bucket: int, wait_ns: int) -> RateLimited:

@@ -1,4 +1,4 @@
-"""A worker's watcher: a thread that notices new snapshots and changed keys, opens them, and swaps one reference.
+"""A worker's watchers: threads that notice new snapshots and changed keys, open them, and swap one reference.
 
 It polls, because polling cannot miss: a few `stat` calls ten times a second. Opening and closing happen here, off
 the event loop; a lookup sees the old snapshot or the new one, and the same keys from its start to its end.
@@ -26,6 +26,7 @@ from edgeprofile.settings import Limits
 POLL_INTERVAL_S = 0.1
 # A snapshot that was refused is tried again this much later, or at once when CURRENT names another.
 RETRY_INTERVAL_S = 10.0
+STOP_SECONDS_MAX = 1.0
 
 log = logging.getLogger("edgeprofile")
 
@@ -172,34 +173,43 @@ class KeyWatcher:
         )
 
 
-class Watcher(threading.Thread):
-    """Polls all of them until it is stopped. A fault in one poll is logged, and the next goes on."""
+class ParentWatcher:
+    """Ends a worker whose main process was killed: nobody else would, and it holds the port."""
 
-    def __init__(self, polls: list[SnapshotWatcher | KeyWatcher]) -> None:
-        super().__init__(name="edgeprofile-watcher", daemon=True)
-        self._polls = polls
-        self._stopping = threading.Event()
+    def __init__(self) -> None:
         self._parent = os.getppid()
 
     def poll(self) -> None:
+        """Asks who the parent is now."""
+        if os.getppid() != self._parent:
+            log.error("the server's main process is gone: this worker ends")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Watcher(threading.Thread):
+    """Polls one of them until it is stopped. A fault in one poll is logged, and the next goes on.
+
+    Each has a thread of its own: hashing a large snapshot takes seconds, and a revoked key must not wait for it.
+    """
+
+    def __init__(self, watched: SnapshotWatcher | KeyWatcher | ParentWatcher) -> None:
+        super().__init__(name=f"edgeprofile-{type(watched).__name__}", daemon=True)
+        self._watched = watched
+        self._stopping = threading.Event()
+
+    def poll(self) -> None:
         """One round."""
-        for each in self._polls:
-            try:
-                each.poll()
-            except Exception:
-                log.exception("a poll failed")
+        try:
+            self._watched.poll()
+        except Exception:
+            log.exception("a poll failed")
 
     def run(self) -> None:
         """Until `stop`."""
         while not self._stopping.wait(POLL_INTERVAL_S):
             self.poll()
-            if os.getppid() != self._parent:
-                # The server's first process was killed: nobody is left to end this one, which holds the port.
-                log.error("the server's main process is gone: this worker ends")
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
 
     def stop(self) -> None:
-        """Ends the thread and waits for it."""
+        """Ends the thread and waits for it, but not for a long hash: the process is about to end anyway."""
         self._stopping.set()
-        self.join()
+        self.join(STOP_SECONDS_MAX)
