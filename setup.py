@@ -10,6 +10,8 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "
 FLAGS = SANITIZE if os.environ.get("EDGEPROFILE_SANITIZE") == "1" else ["-O3"]
 # Divisions are by constants or by numbers that were checked; C's rule spares the hot loops a branch each.
 DIRECTIVES = {"language_level": 3, "cdivision": True, "embedsignature": True, "autotestdict": False}
+LOADING = ("columns", "record", "identifiers")
+SERVING = ("limiter", "metrics", "msgpack", "tree", "store", "exchange", "gate", "lookup")
 
 
 def compiled(name: str) -> Extension:
@@ -24,7 +26,7 @@ def compiled(name: str) -> Extension:
 
 setup(
     ext_modules=cythonize(
-        [compiled(name) for name in ("columns", "record", "identifiers", "limiter", "store", "lookup")],
+        [compiled(name) for name in LOADING + SERVING],
         include_path=["src", "ext"],
         build_dir="build",
         compiler_directives=DIRECTIVES,

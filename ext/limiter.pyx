@@ -28,6 +28,8 @@ cdef extern from *:
 
     static inline void ep_add(uint64_t *word, uint64_t n) { __atomic_fetch_add(word, n, __ATOMIC_RELAXED); }
 
+    static inline void ep_clear(uint64_t *word) { __atomic_store_n(word, 0, __ATOMIC_RELAXED); }
+
     static inline int ep_claim(uint64_t *word, uint64_t value) { return __sync_bool_compare_and_swap(word, 0, value); }
 
     /* Spelled out on x86-64: __atomic would call libatomic, which may take a lock that only one process sees, and
@@ -50,6 +52,7 @@ cdef extern from *:
     """
     uint64_t ep_load(const uint64_t* word) noexcept nogil
     void ep_add(uint64_t* word, uint64_t n) noexcept nogil
+    void ep_clear(uint64_t* word) noexcept nogil
     bint ep_claim(uint64_t* word, uint64_t value) noexcept nogil
     bint ep_swap(uint64_t* pair, const uint64_t* seen, const uint64_t* then) noexcept nogil
 
@@ -182,7 +185,7 @@ cdef class SharedMap:
         return wait_ns, bucket
 
     def add(self, uint32_t index, uint64_t n):
-        """Adds to one of the 1,024 counters, modulo 2**64."""
+        """Adds to one of the 2,048 counters, modulo 2**64."""
         if index >= COUNTERS:
             raise IndexError("no such counter")
         self.add_c(index, n)
@@ -192,6 +195,12 @@ cdef class SharedMap:
         if index >= COUNTERS:
             raise IndexError("no such counter")
         return ep_load(&self.shared.counters[index])
+
+    def clear_counters(self):
+        """Sets all counters to zero; the limiter's cells stay as they are."""
+        cdef int index
+        for index in range(COUNTERS):
+            ep_clear(&self.shared.counters[index])
 
     cdef int64_t take_c(self, uint32_t cell, const CPolicy* policy, uint32_t cost, int* bucket) noexcept nogil:
         return take_at(self.shared.cells[cell], policy, cost, bucket, UINT64_MAX)

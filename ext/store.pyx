@@ -1,23 +1,25 @@
-"""What a lookup reads: an open snapshot, the choices of fields that were made of it, and what each key may do."""
+"""What a lookup reads: an open snapshot, and the choices of fields that were made of it."""
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
-from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from edgeprofile._limiter cimport Policy
-from edgeprofile._record cimport INDEX_CHECK_BYTES, Run, checksum, index_check
+from edgeprofile._record cimport (
+    INDEX_CHECK_BYTES, RECORD_GOOD, RECORD_UNKNOWN_FORMAT, Cut, Run, View, checksum, cut, index_check, open_record,
+    paste,
+)
+from edgeprofile._tree cimport DAMAGED, FOUND, IDENTIFIERS, MISSING, PROFILES, RECORDS
 
-from edgeprofile.errors import ProfileNotFound, RecordDamaged, UnknownNamespace
+from edgeprofile.errors import FormatUnsupported, ProfileNotFound, RecordDamaged, SnapshotDamaged, UnknownNamespace
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject* thing)
 
 cdef enum:
-    KEY_BYTES_MAX = 511
     PLACE_BYTES = 12
     SUFFIX_DIGITS = 8
 
@@ -51,30 +53,28 @@ cdef class Plan:
 
 @cython.final
 cdef class Store:
-    """An open snapshot, as lookups see it. It lives as long as its `reader`, which it keeps."""
+    """An open snapshot, as lookups see it. All that it points to is in the map of its `tree`."""
 
     def __cinit__(self, reader):
         cdef uint32_t i
-        cdef const unsigned char[::1] view
+        cdef bytes key
         self.reader = reader
-        self.get = reader.finder.get
-        self.profiles = reader.profiles
-        self.identifiers = reader.identifiers
+        self.tree = reader.tree
         self.first_audience = reader.schema.first_audience
         self.namespaces = {
             space.name.encode(): (None if number == 0 else number.to_bytes(2, "big"), space.normalize == "lower")
             for number, space in enumerate(reader.schema.namespaces)
         }
         self.plans = {b"": Plan((), True, True)}
-        self.segments = len(reader.segments)
-        self.starts = <const unsigned char**>PyMem_Malloc(sizeof(char*) * (self.segments + 1))
-        self.sizes = <uint64_t*>PyMem_Malloc(sizeof(uint64_t) * (self.segments + 1))
+        self.segments = reader.manifest.segments
+        self.starts = <const char**>PyMem_Malloc(sizeof(char*) * (<size_t>self.segments + 1))
+        self.sizes = <size_t*>PyMem_Malloc(sizeof(size_t) * (<size_t>self.segments + 1))
         if self.starts == NULL or self.sizes == NULL:
             raise MemoryError()
         for i in range(self.segments):
-            view = reader.segments[i]
-            self.starts[i] = &view[0] if view.shape[0] else NULL
-            self.sizes[i] = view.shape[0]
+            key = i.to_bytes(4, "big")
+            if self.tree.find(RECORDS, PyBytes_AS_STRING(key), 4, &self.starts[i], &self.sizes[i]) != FOUND:
+                raise SnapshotDamaged(f"snapshot {reader.name} lacks segment {i}")
 
     def __dealloc__(self):
         PyMem_Free(self.starts)
@@ -82,26 +82,57 @@ cdef class Store:
 
     cdef int locate(self, bytes primary, const unsigned char** record, uint32_t* size) except -1:
         """Where a profile's record is. Raises ProfileNotFound; a place outside the file is damage."""
-        cdef bytes place
+        cdef const char* place
+        cdef size_t place_bytes
         cdef uint32_t at[3]
-        if PyBytes_GET_SIZE(primary) > KEY_BYTES_MAX:
+        cdef int found = self.tree.find(
+            PROFILES, PyBytes_AS_STRING(primary), PyBytes_GET_SIZE(primary), &place, &place_bytes
+        )
+        if found == MISSING:
             raise ProfileNotFound()
-        found = self.get(primary, None, self.profiles)
-        if found is None:
-            raise ProfileNotFound()
-        place = found
-        if PyBytes_GET_SIZE(place) != PLACE_BYTES:
+        if found == DAMAGED or place_bytes != PLACE_BYTES:
             return 0
-        memcpy(at, PyBytes_AS_STRING(place), PLACE_BYTES)
+        memcpy(at, place, PLACE_BYTES)
         if at[0] >= self.segments or <uint64_t>at[1] + at[2] > self.sizes[at[0]]:
             return 0
-        record[0] = self.starts[at[0]] + at[1]
+        record[0] = <const unsigned char*>self.starts[at[0]] + at[1]
         size[0] = at[2]
         return 0
+
+    cdef int open(self, View* view, bytes primary) except -1:
+        """Finds a profile's record, checks it, and points `view` into it."""
+        cdef const unsigned char* record = NULL
+        cdef uint32_t size = 0
+        cdef int code
+        self.locate(primary, &record, &size)
+        code = open_record(view, <const char*>record, size, PyBytes_AS_STRING(primary), PyBytes_GET_SIZE(primary))
+        if code == RECORD_UNKNOWN_FORMAT:
+            raise FormatUnsupported(f"a record of snapshot {self.reader.name} has an unknown format")
+        if code != RECORD_GOOD:
+            raise RecordDamaged(f"a record of snapshot {self.reader.name} is damaged")
+        return 0
+
+    cdef Py_ssize_t measure(self, View* view, Plan plan, Cut* made) except -1:
+        """How many bytes a plan leaves of an opened record; `made` is for `write`, before any other measuring."""
+        if plan.is_whole:
+            return view.body_bytes
+        if cut(view, plan.runs, plan.count, self.first_audience, plan.with_audiences, plan.slices, made):
+            raise RecordDamaged(f"a record of snapshot {self.reader.name} points outside itself")
+        return made.bytes
+
+    cdef void write(self, View* view, Plan plan, Cut* made, char* to) noexcept:
+        """Writes what was measured."""
+        if plan.is_whole:
+            memcpy(to, view.body, view.body_bytes)
+        else:
+            paste(view, plan.slices, made, plan.with_audiences, to)
 
     cdef bytes primary_of(self, bytes namespace, bytes value, object normalize):
         """The primary id of the profile that an identifier finds: of several, the most recently updated."""
         cdef bytes key
+        cdef const char* entry
+        cdef size_t entry_bytes
+        cdef int found
         known = self.namespaces.get(namespace)
         if known is None:
             raise UnknownNamespace(
@@ -113,23 +144,21 @@ cdef class Store:
             value = value.lower() if value.isascii() else normalize(value)
         if prefix is None:
             return value
-        if PyBytes_GET_SIZE(value) + 2 > KEY_BYTES_MAX:
-            raise ProfileNotFound()
         key = <bytes>prefix + value
-        entry = self.get(key, None, self.identifiers)
-        if entry is None:
+        found = self.tree.find(IDENTIFIERS, PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), &entry, &entry_bytes)
+        if found == MISSING:
             raise ProfileNotFound()
-        return first_id(key, entry)
+        return first_id(key, entry, entry_bytes if found == FOUND else 0)
 
 
-cdef bytes first_id(bytes key, bytes entry):
+cdef bytes first_id(bytes key, const char* entry, Py_ssize_t entry_bytes):
     """The first primary id of an entry of the index of identifiers, which is checked before it is believed."""
-    cdef const char* ids = PyBytes_AS_STRING(entry) + INDEX_CHECK_BYTES
-    cdef Py_ssize_t size = PyBytes_GET_SIZE(entry) - INDEX_CHECK_BYTES
+    cdef const char* ids = entry + INDEX_CHECK_BYTES
+    cdef Py_ssize_t size = entry_bytes - INDEX_CHECK_BYTES
     cdef uint32_t check
     cdef uint16_t length
     if size >= 2:
-        memcpy(&check, PyBytes_AS_STRING(entry), INDEX_CHECK_BYTES)
+        memcpy(&check, entry, INDEX_CHECK_BYTES)
         memcpy(&length, ids, 2)
         if 0 < length <= size - 2 and check == index_check(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), ids, size):
             return ids[2:2 + length]
@@ -140,21 +169,9 @@ cdef bytes first_id(bytes key, bytes entry):
 cdef class Workspace:
     """A workspace, as lookups see it. Swapping `store` is how a new snapshot goes live."""
 
-    def __init__(self, str name):
+    def __init__(self, str name, uint32_t limited_counter):
         self.name = name
-
-
-@cython.final
-cdef class Grant:
-    """What a key may do. `token` is None until the key was once found good by its hash."""
-
-    def __init__(self, Workspace workspace, Policy policy, limits, uint32_t cell, bint reads, int64_t expires_at):
-        self.workspace = workspace
-        self.policy = policy
-        self.limits = limits
-        self.cell = cell
-        self.reads = reads
-        self.expires_at = expires_at
+        self.limited_counter = limited_counter
 
 
 def take_unheld(list stores):

@@ -6,12 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import hypothesis
 import pytest
 from service import DECLARED, Service
 
+# How long an example takes depends on the machine, and decides nothing.
+hypothesis.settings.register_profile("edgeprofile", deadline=None)
+hypothesis.settings.load_profile("edgeprofile")
+
 # A second workspace with a profile of the same id: only the key tells which is meant.
 BANK = 'id = "profile_id"\nidentifiers = ["iban"]'
-BANK_PROFILES = "CREATE TABLE profiles AS SELECT '12345' AS profile_id, 'IBAN-1' AS iban, 'Olga' AS first_name"
+# A column's name may hold what separates the fields of a query string.
+BANK_PROFILES = '''CREATE TABLE profiles AS
+    SELECT '12345' AS profile_id, 'IBAN-1' AS iban, 'Olga' AS first_name, 7 AS "cards, all"'''
 
 # 12345 is the profile that the vendor's document shows; the others are what a warehouse may come up with.
 PROFILES = """

@@ -1,4 +1,4 @@
-"""Attacks the compiled records for a while: damaged records behind a right check, and random bytes as text.
+"""Attacks the compiled code for a while: damaged records behind a right check, random bytes as text, broken JSON.
 
 Every outcome must be an answer made of the record's own bytes, or a refusal by name. What else could happen only
 shows in a build that watches memory, so this is a script of its own, not one of pytest's tests:
@@ -14,17 +14,20 @@ that names the round or by the sanitizer's report; the same seed comes to it aga
 
 from __future__ import annotations
 
+import ctypes
 import json
 import random
 import struct
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
+import msgspec
 import pyarrow as pa  # type: ignore[import-untyped]
-from strategies import TEXT, encoder_of, one_field, records_of, schema_of, shop_record, stream_of
+from strategies import TEXT, encoder_of, one_field, records_of, schema_of, shop_record, stream_of, value_in_msgpack
 
-from edgeprofile import _identifiers, _record, record
+from edgeprofile import _identifiers, _msgpack, _record, record
 from edgeprofile.errors import FormatUnsupported, RecordDamaged
 from edgeprofile.record import Kind, Record, Type
 
@@ -56,6 +59,10 @@ PIECES = [
     b"-",
     b" ",
     b"null",
+    b"1e1",
+    b"\\ud83d",
+    b"\\ude00",
+    b"12345678901234567890",
 ]
 
 
@@ -118,7 +125,7 @@ def outcome(cut: Callable[[], bytes]) -> bytes | type[Exception]:
         return type(error)
 
 
-def attack_reader(chance: Chance, sound: list[tuple[bytes, bytes]]) -> str:
+def attack_reader(sound: list[tuple[bytes, bytes]], chance: Chance) -> str:
     primary, found = chance.choice(sound)
     damaged = damage(chance, primary, found)
     runs, first_audience, with_audiences = (
@@ -194,6 +201,42 @@ def attack_keys(keys: pa.Array) -> None:
     list(_identifiers.IndexBatches(stream_of([keys, keys]), b"\x01", 300))
 
 
+# --- MessagePack ---------------------------------------------------------------------------------------------------
+
+
+def json_of(chance: Chance, depth: int) -> bytes:
+    """JSON, but that an odd piece may stand for a value or in a string."""
+    kind = chance.randrange(8 if depth else 6)
+    count = chance.choice([0, 1, 3, 15, 16, 17]) >> (3 - depth)
+    if kind == 7:
+        alike = chance.random() < 0.5
+        members = [json_of(chance, depth - 1)] * count if alike else [json_of(chance, depth - 1) for _ in range(count)]
+        return b"[" + b",".join(members) + b"]"
+    if kind == 6:
+        return b"{" + b",".join(b'"k%d":' % n + json_of(chance, depth - 1) for n in range(count)) + b"}"
+    if kind == 5:
+        return b'"' + b"x" * chance.choice([0, 1, 7, 8, 31, 32, 255, 256]) + chance.choice(PIECES) + b'"'
+    number = chance.choice([chance.uniform(-1e6, 1e6), 10.0 ** chance.randint(-320, 308), -(2 ** chance.randrange(70))])
+    return chance.choice([repr(number).encode(), b"true", b"false", b"null", b'"\\u00e9"', chance.choice(PIECES)])
+
+
+def attack_msgpack(chance: Chance) -> str:
+    text = json_of(chance, 3)
+    for _ in range(chance.randrange(3)):
+        at = chance.randrange(len(text) + 1)
+        text = text[:at] + chance.choice([b"", chance.choice(PIECES), chance.randbytes(1)]) + text[at + 1 :]
+    text = text[: chance.choice([len(text), chance.randrange(len(text) + 1)])]
+    # ctypes keeps more than a few bytes in memory of the exact size, without the NUL that `bytes` has behind them.
+    packed = outcome(lambda: _msgpack.pack((ctypes.c_ubyte * len(text)).from_buffer_copy(text)))
+    try:
+        value = value_in_msgpack(text.decode())
+    except ValueError:
+        return "broken JSON"
+    assert isinstance(packed, bytes), "good JSON is refused"
+    assert repr(msgspec.msgpack.decode(packed)) == repr(value)
+    return "packed JSON"
+
+
 def main(seconds: float, seed: int) -> None:
     sound = grown_records()
     seen: dict[str, int] = {}
@@ -202,7 +245,8 @@ def main(seconds: float, seed: int) -> None:
     while time.monotonic() < end:
         chance = Chance(f"{seed}/{rounds}")
         try:
-            kind = attack_reader(chance, sound) if rounds % 3 else attack_writer(chance)
+            attack = (attack_writer, partial(attack_reader, sound), attack_msgpack)[rounds % 3]
+            kind = attack(chance)
         except Exception:
             print(f"found with seed {seed} in round {rounds}", file=sys.stderr)
             raise

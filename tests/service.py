@@ -86,6 +86,21 @@ def request(target: str, key: str | None = None, *headers: Header, method: str =
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
+def many(asked: object, key: str | None, *headers: Header, method: str = "POST", length: int | None = None) -> bytes:
+    """A request for many profiles. `asked` is its body, bytes or what becomes JSON; `length` is announced if given."""
+    body = asked if isinstance(asked, bytes) else json.dumps(asked).encode()
+    announced = ("Content-Length", str(len(body) if length is None else length))
+    return request("/v1/profiles/lookup", key, announced, *headers, method=method, body=body)
+
+
+def chunked(asked: bytes, key: str | None, *headers: Header, chunk_bytes: int = 16) -> bytes:
+    """As `many`, in chunks, so that nothing tells the length beforehand."""
+    chunks = [asked[at : at + chunk_bytes] for at in range(0, len(asked), chunk_bytes)]
+    body = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in [*chunks, b""])
+    encoding = ("Transfer-Encoding", "chunked")
+    return request("/v1/profiles/lookup", key, encoding, *headers, method="POST", body=body)
+
+
 class Connection:
     """A keep-alive connection. Requests may be pipelined: `send` many, then `read` as many answers."""
 
@@ -127,6 +142,10 @@ class Connection:
         self.send(content)
         return self.read(is_head=content.startswith(b"HEAD "))
 
+    def end(self) -> None:
+        """Tells the server that no more is to come; its answers can still be read."""
+        self._socket.shutdown(socket.SHUT_WR)
+
     def is_closed(self) -> bool:
         """Whether the server closes the connection now, rather than waiting for more; sends nothing."""
         return self._file.read(1) == b""
@@ -155,16 +174,24 @@ class Service:
     """A settings file and its data in `folder`, and, between `start` and `stop`, the processes that serve them.
 
     `spaces` has, by a workspace's name, what its [profiles] table declares; each reads the table `profiles` of the
-    file NAME.duckdb. `limits` are lines of the [limits] table.
+    file NAME.duckdb. `limits` are lines of the [limits] table. Only `with_admin` has it an admin listener.
     """
 
     def __init__(
-        self, folder: Path, spaces: dict[str, str] | None = None, *, workers: int = 1, limits: str = UNLIMITED
+        self,
+        folder: Path,
+        spaces: dict[str, str] | None = None,
+        *,
+        workers: int = 1,
+        limits: str = UNLIMITED,
+        with_admin: bool = False,
     ) -> None:
         self.folder = folder
         self.port = free_port()
+        self.admin_port = free_port() if with_admin else 0
         self.file = folder / "edgeprofile.toml"
-        text = f'data_dir = "state"\n[server]\nport = {self.port}\nworkers = {workers}\ndrain_seconds = 5\n'
+        text = f'data_dir = "state"\n[server]\nport = {self.port}\nadmin_port = {self.admin_port}\n'
+        text += f"workers = {workers}\ndrain_seconds = 5\n"
         text += f"[limits]\n{limits}\n"
         for name, declared in (spaces or {"shop": DECLARED}).items():
             text += WORKSPACE.format(name=name, declared=declared)
@@ -215,6 +242,8 @@ class Service:
         command = [sys.executable, "-m", "edgeprofile", "serve", "--config", str(self.file)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        # The admin listener first: until it has its name, it looks like a worker.
+        until(lambda: not self.admin_port or self.admin(), "the admin listener is up")
         until(lambda: len(self.workers()) == self.workers_wanted and self._readiness() == ready, "the service is up")
         return self
 
@@ -258,10 +287,18 @@ class Service:
             return 0
 
     def workers(self) -> list[int]:
-        """The pids of the workers: those children that have the shared map mapped."""
+        """The pids of the workers: those children that have the shared map mapped, but for the admin listener."""
+        return [pid for pid in self._children() if "shared.map" in mappings(pid) and not is_admin(pid)]
+
+    def admin(self) -> int | None:
+        """The pid of the admin listener; None while there is none."""
+        return next(filter(is_admin, self._children()), None)
+
+    def _children(self) -> list[int]:
+        """The main process's, whichever of its threads has started them."""
         assert self._process is not None
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        return [int(pid) for pid in children if "shared.map" in mappings(int(pid))]
+        children = Path(f"/proc/{self._process.pid}/task").glob("*/children")
+        return [int(pid) for thread in children for pid in thread.read_text().split()]
 
     def worker_of(self, connection: Connection) -> int | None:
         """The pid of the worker that holds the other end of a connection, None where that is no worker (yet)."""
@@ -308,6 +345,13 @@ def mappings(pid: int) -> str:
         return Path(f"/proc/{pid}/maps").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def is_admin(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text() == "edgeprofile-adm\n"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def pipelined(connection: Connection, content: bytes, times: int, at_once: int = 100) -> Iterable[Answer]:

@@ -7,6 +7,7 @@ values, so that no test passes by leaving an offset out.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -116,6 +117,27 @@ def json_texts() -> st.SearchStrategy[str]:
         ).map(lambda all_: f"{{{','.join(all_)}}}")
 
     return st.builds(lambda a, text, b: a + text + b, BLANKS, st.recursive(leaves, nested, max_leaves=6), BLANKS)
+
+
+def number_of(text: str) -> int | float:
+    """An integer where 64 bits hold it, else the nearest double."""
+    if re.fullmatch(r"-?\d{1,20}", text) and -(2**63) <= int(text) < 2**64:
+        return int(text)
+    return float(text)
+
+
+def repaired(value: Any) -> Any:
+    """A JSON value with U+FFFD for each surrogate that has no other half."""
+    if isinstance(value, str):
+        return re.sub("[\ud800-\udfff]", "\ufffd", value)
+    if isinstance(value, list):
+        return [repaired(v) for v in value]
+    return {repaired(k): repaired(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def value_in_msgpack(text: str) -> Any:
+    """What MessagePack has for a JSON text, as Python reads both. Raises ValueError where it is none."""
+    return repaired(json.loads(text, parse_int=number_of, parse_float=number_of))
 
 
 def json_column(arrow_type: Any) -> Column:

@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -278,7 +279,8 @@ def demo(folder: Path, port: int) -> Iterator[tuple[subprocess.Popen[bytes], str
         process = subprocess.Popen(
             [*COMMAND, "demo", "--dir", "shop", "--profiles", "200"],
             cwd=folder,
-            env=environment() | {"EDGEPROFILE_SERVER__PORT": str(port)},
+            # Its admin listener would like the port that the demo will find for the other.
+            env=environment() | {f"EDGEPROFILE_SERVER__{n}PORT": str(p) for n, p in (("", port), ("ADMIN_", port + 1))},
             stdout=file,
             stderr=subprocess.STDOUT,
         )
@@ -318,6 +320,8 @@ def test_the_demo_prints_a_request_that_works_again_and_again(tmp_path: Path) ->
                 assert profile["profile_id"] == "12345"
                 assert "Jane" in json.dumps(profile)
                 assert port < int(re.findall(r":(\d+)/", line)[0]) < port + 20
+                metrics = re.findall(r"metrics on (http://\S+)", (tmp_path / "demo.log").read_text())[0]
+                assert "edgeprofile_profiles{" in urllib.request.urlopen(metrics, timeout=10).read().decode()
                 keys.append(line.split("'")[1])
                 assert stop(process, number) in (0, 130)
         assert len(set(keys)) == 2

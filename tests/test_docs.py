@@ -11,8 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+from workshop import Workshop
 
 from edgeprofile import cli, errors, settings
+from edgeprofile._limiter import SharedMap
+from edgeprofile._metrics import Recorder
+from edgeprofile.exposition import Exposition
+from edgeprofile.metrics import Surface, slots
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -165,6 +172,24 @@ def test_the_api_page_has_every_error_code_with_its_status() -> None:
     expected = {(str(kind.status), f"`{kind.code}`") for kind in kinds}
     assert {(row[0], row[1]) for row in rows} == expected
     assert len(rows) == len(expected)
+
+
+def test_the_operating_page_has_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
+    shop, shared = Workshop(tmp_path).model("SELECT 1 AS id"), SharedMap(tmp_path / "shared.map")
+    shop.load()
+    Recorder(shared, *slots(Surface.NATIVE)).record(200, 0)
+    registry = CollectorRegistry()
+    registry.register(Exposition(shop.settings(), shared, started_at=0, workers=1))
+    text = generate_latest(registry).decode()
+    labels = {
+        re.sub(r"_(bucket|count|sum)$", "", sample.name): sample.labels.keys() - {"le"}
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    served = [(name, kind, labels[name]) for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE)]
+    rows = table(read(ROOT / "docs" / "operating.md"), "metric")
+    documented = [(name.strip("`"), kind, set(re.findall(r"`(\w+)`", of))) for name, kind, of, _ in rows]
+    assert documented == served
 
 
 def test_the_tree_of_errors_in_their_docstring_is_the_one_that_is_raised() -> None:

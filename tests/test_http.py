@@ -255,6 +255,8 @@ def test_if_none_match_saves_the_body(service: Service, key: str, pattern: str, 
     assert (answer.headers["etag"], answer.headers["cache-control"]) == (etag, "private, no-cache")
     if status == 304:
         assert not answer.headers.keys() & {"content-type", "content-length"}
+        head = service.get(target, key, ("If-None-Match", pattern.format(etag)), method="HEAD")
+        assert (head.status, head.headers.keys()) == (304, answer.headers.keys())
 
 
 def test_an_etag_of_another_representation_does_not_match(service: Service, key: str) -> None:

@@ -24,7 +24,7 @@ from edgeprofile.limiter import (
 
 SECOND = 10**9
 DEFAULT = policy(500, 1000, 120)
-CELLS, COUNTERS = 16_384, 1_024
+CELLS, COUNTERS = 16_384, 2_048
 
 
 @st.composite

@@ -12,7 +12,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgeprofile.errors import SettingsError
-from edgeprofile.settings import Identifier, Limits, Loader, Profiles, Settings, Source, Workspace, load, reference
+from edgeprofile.settings import (
+    WORKSPACES_MAX,
+    Identifier,
+    Limits,
+    Loader,
+    Profiles,
+    Settings,
+    Source,
+    Workspace,
+    load,
+    reference,
+)
 
 SOURCE = 'source.url = "duckdb://"'
 PROFILES = 'profiles = { sql = "SELECT 1 AS id", id = "id" }'
@@ -343,6 +354,7 @@ IDENTIFIER = "expected a column or a table of column, unique, normalize"
         ),
         ("server = 3", "server: expected a table, found an integer"),
         ("[[server]]", "server: expected a table, found a list"),
+        ("server.port = 8001", "server.admin_port: expected another port than server.port, found 8001"),
         ("server.prot = 1", 'server.prot: expected a known key, found "prot"; did you mean port?'),
         ("xyzzy = 1", 'xyzzy: expected a known key, found "xyzzy"'),
         ('"a\\nb\u2028" = 1', r'"a\nb\u2028": expected a known key, found "a\nb\u2028"'),
@@ -409,6 +421,14 @@ IDENTIFIER = "expected a column or a table of column, unique, normalize"
 def test_a_wrong_file_is_answered_by_one_line(text: str, line: str, write: Write) -> None:
     write(text)
     assert str(fault()) == f"edgeprofile.toml: {line}"
+
+
+def test_there_are_as_many_workspaces_as_counters_for_them(write: Write) -> None:
+    tables = [f"[workspaces.w{number}]\n{PROFILES}\n{SOURCE}\n" for number in range(WORKSPACES_MAX + 1)]
+    write("".join(tables[:-1]))
+    assert len(load(environ={}).workspaces) == WORKSPACES_MAX
+    write("".join(tables))
+    assert str(fault()) == "edgeprofile.toml: workspaces: expected at most 1,000 workspaces, found 1,001"
 
 
 @pytest.mark.parametrize("table", ["events", "insider", "mparticle", "intilery", "batch", "deleted", "full_refresh"])

@@ -19,7 +19,7 @@ from edgeprofile.limiter import policy
 
 SECOND = 10**9
 DEFAULT = limiter.policy(500, 1000, 120)
-CELLS, COUNTERS = 16_384, 1_024
+CELLS, COUNTERS = 16_384, 2_048
 
 
 @pytest.fixture

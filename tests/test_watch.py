@@ -7,6 +7,7 @@ from pathlib import Path
 from workshop import Workshop
 
 from edgeprofile._store import Store, Workspace, take_unheld
+from edgeprofile.metrics import limited_slot
 from edgeprofile.reader import open_current
 
 
@@ -14,7 +15,7 @@ def test_only_stores_that_nobody_holds_are_taken_to_be_closed(tmp_path: Path) ->
     shop = Workshop(tmp_path).model("SELECT 1 AS id")
     shop.load()
     reader = open_current(shop.home)
-    workspace = Workspace("shop")
+    workspace = Workspace("shop", limited_slot(0))
     workspace.store = Store(reader)
     retired = [workspace.store]
     assert take_unheld(retired) == []

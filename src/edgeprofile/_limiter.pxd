@@ -4,7 +4,7 @@ cimport cython
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 cdef enum:
-    COUNTERS = 1024
+    COUNTERS = 2048
     CELLS = 16384
 
 # Times are in units of 1/64 ns, see edgeprofile.limiter.

@@ -29,7 +29,10 @@ class SharedMap:
         """As `take`, with the index of the bucket that takes the longest to have enough (0 if none does)."""
 
     def add(self, index: int, n: int) -> None:
-        """Adds to one of the 1,024 counters, modulo 2**64; IndexError if there is no such counter."""
+        """Adds to one of the 2,048 counters, modulo 2**64; IndexError if there is no such counter."""
 
     def counter(self, index: int) -> int:
         """Reads a counter; IndexError if there is no such counter."""
+
+    def clear_counters(self) -> None:
+        """Sets all counters to zero; the limiter's cells stay as they are."""

@@ -1,56 +1,58 @@
-from collections.abc import Awaitable, Callable, Generator
-from typing import Any, Never, Self, final
+from collections.abc import Awaitable, Callable
+from typing import Any, final
 
+from edgeprofile._gate import Gate
 from edgeprofile._limiter import SharedMap
-from edgeprofile._store import Grant
+from edgeprofile._metrics import Recorder
+from edgeprofile.api.native import Asked
 from edgeprofile.errors import ApiError
-from edgeprofile.limiter import Policy as Limits
 from edgeprofile.record import Runs, Schema
 
 @final
-class Done:
-    """What a request that is answered already gives its server to await."""
-
-    def __await__(self) -> Generator[Any]: ...
-    def __iter__(self) -> Self: ...
-    def __next__(self) -> Never: ...
-
-@final
 class Lookup:
-    """The ASGI callable: answers `GET /v1/profiles/…` itself and hands every other request to `app`.
+    """The ASGI callable: answers `/v1/profiles/…` itself and hands every other request to `app`.
 
     It calls the other arguments for what is not worth compiling: `translate` makes (status, headers, body) of an
     error and a request id; `parse_fields` makes runs, and whether audiences are among them, of a query string, or
-    None of one without a choice; `verify` tells whether a token is a good key; `accepts_json` reads an Accept;
-    `normalize` lower-cases a value that is not ASCII; `limited` makes the error of a request over its limit,
-    of the grant's limits, the bucket's index and the wait in ns.
+    None of one without a choice, and `choose` of a list; `parse_many` and `read_body` are for the body of a request
+    for many; `accepted` tells the form (0 none, 1 JSON, 2 MessagePack) that an Accept header wants; `normalize`
+    lower-cases a value that is not ASCII. `deferred_counter` counts the lookups that `answer_now` was not asked for.
     """
 
     def __init__(
         self,
         app: Callable[..., Awaitable[None]],
+        gate: Gate,
         shared: SharedMap,
         *,
+        recorder: Recorder,
+        recorder_many: Recorder,
         translate: Callable[[ApiError, bytes], tuple[int, list[tuple[bytes, bytes]], bytes]],
         parse_fields: Callable[[bytes, Schema], tuple[Runs, bool] | None],
-        verify: Callable[[bytes], bool],
-        accepts_json: Callable[[bytes], bool],
+        choose: Callable[[list[str], Schema], tuple[Runs, bool]],
+        parse_many: Callable[[bytes], tuple[list[Asked], list[str] | None]],
+        read_body: Callable[[Callable[[], Awaitable[Any]], int], Awaitable[bytes]],
+        accepted: Callable[[bytes], int],
         normalize: Callable[[bytes], bytes],
-        limited: Callable[[Limits, int, int], ApiError],
         damaged_counter: int,
+        deferred_counter: int,
         request_bytes_max: int,
         response_bytes_max: int,
         cache_control: bytes,
     ) -> None: ...
-    def set_grants(self, grants: dict[bytes, Grant]) -> None:
-        """Swaps what keys may do, by public id. A request sees all of the old grants or all of the new."""
-
     def __call__(
         self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
     ) -> Awaitable[None]: ...
+    def answer_now(self, scope: Any, send: Callable[[Any], Any]) -> bool:
+        """Answers the request if it is a lookup of one profile, from any thread, without an event loop.
 
-def log_fault(request_id: bytes, error: BaseException) -> None:
-    """Logs where a request failed, without the error's message: it may quote what the request asked for."""
+        Never raises; False means that nothing was answered.
+        """
 
-def request_id_of(header: bytes | None) -> bytes | None:
-    """The request id that a caller sent, where it is sane; else None."""
+    async def look_up_many(
+        self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
+    ) -> None:
+        """`POST /v1/profiles/lookup`."""
+
+async def deliver(messages: list[Any], send: Callable[[Any], Awaitable[None]]) -> None:
+    """Sends the messages of an answer as any ASGI server wants them."""

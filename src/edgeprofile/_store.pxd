@@ -1,10 +1,10 @@
 # What a lookup reads, for the compiled lookup.
 
 cimport cython
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
-from edgeprofile._limiter cimport Policy
-from edgeprofile._record cimport Run
+from edgeprofile._record cimport Cut, Run, View
+from edgeprofile._tree cimport Tree
 
 
 cdef inline void write_hex(char* to, uint64_t value, int digits) noexcept nogil:
@@ -27,13 +27,16 @@ cdef class Plan:
 @cython.final
 cdef class Store:
     cdef readonly object reader
-    cdef object get, profiles, identifiers
+    cdef Tree tree
     cdef dict namespaces, plans
     cdef int first_audience
     cdef uint32_t segments
-    cdef const unsigned char** starts
-    cdef uint64_t* sizes
+    cdef const char** starts
+    cdef size_t* sizes
     cdef int locate(self, bytes primary, const unsigned char** record, uint32_t* size) except -1
+    cdef int open(self, View* view, bytes primary) except -1
+    cdef Py_ssize_t measure(self, View* view, Plan plan, Cut* made) except -1
+    cdef void write(self, View* view, Plan plan, Cut* made, char* to) noexcept
     cdef bytes primary_of(self, bytes namespace, bytes value, object normalize)
 
 
@@ -41,14 +44,4 @@ cdef class Store:
 cdef class Workspace:
     cdef public Store store
     cdef readonly str name
-
-
-@cython.final
-cdef class Grant:
-    cdef Workspace workspace
-    cdef Policy policy
-    cdef readonly object limits
-    cdef uint32_t cell
-    cdef bint reads
-    cdef int64_t expires_at
-    cdef bytes token
+    cdef uint32_t limited_counter

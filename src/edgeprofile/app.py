@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import secrets
 import sys
 from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgeprofile import limiter, snapshot
+from edgeprofile._gate import Gate, Grant
 from edgeprofile._limiter import SharedMap
-from edgeprofile._lookup import Lookup, log_fault, request_id_of
+from edgeprofile._lookup import Lookup
+from edgeprofile._metrics import Recorder, clock_ns
 from edgeprofile._store import Workspace
 from edgeprofile.api import native
-from edgeprofile.api.problems import problem
-from edgeprofile.errors import ApiError, InternalError, MethodNotAllowed, NoSuchRoute, RateLimited
-from edgeprofile.metrics import Counter
+from edgeprofile.api.problems import HANDLERS, problem
+from edgeprofile.errors import ApiError, MalformedBody, RateLimited
+from edgeprofile.metrics import Counter, Surface, limited_slot, slots
 from edgeprofile.settings import Settings
 from edgeprofile.watch import KeyWatcher, ParentWatcher, SnapshotWatcher, Watcher
 
@@ -32,37 +31,39 @@ SWITCH_INTERVAL_S = 0.0005
 def build_app(settings: Settings) -> Lookup:
     """The server of these settings. Its lifespan runs the watchers; without them nothing is ever opened."""
     shared = open_shared(settings)
-    workspaces = {name: Workspace(name) for name in settings.workspaces}
-    # Assigned below: the watchers need the lookup, which needs them, though neither before the first request.
-    keys: KeyWatcher
-    watchers: list[Watcher]
-    app = Starlette(
-        routes=native.routes(list(workspaces.values())),
-        exception_handlers={ApiError: _refuse, HTTPException: _refuse, Exception: _refuse},
-        lifespan=lambda _: _watching(watchers),
-    )
-    app.router.redirect_slashes = False
-    lookup = Lookup(
-        app,
-        shared,
-        translate=problem,
-        parse_fields=native.parse_fields,
-        verify=lambda token: keys.verify(token),
-        accepts_json=native.accepts_json,
-        normalize=native.lowered,
-        limited=_limited,
-        damaged_counter=Counter.RECORDS_DAMAGED,
-        request_bytes_max=settings.limits.request_bytes_max,
-        response_bytes_max=settings.limits.response_bytes_max,
-        cache_control=settings.server.cache_control.encode(),
-    )
-    keys = KeyWatcher(settings.data_dir, settings.limits, lookup, workspaces, shared)
+    workspaces = {name: Workspace(name, limited_slot(number)) for number, name in enumerate(settings.workspaces)}
+    gate = Gate(shared, verify=lambda token: keys.verify(token), limited=_limited)
+    keys = KeyWatcher(settings.data_dir, settings.limits, gate, workspaces, shared)
     snapshots = [
         SnapshotWatcher(snapshot.home(settings.data_dir, name), workspace, shared)
         for name, workspace in workspaces.items()
     ]
     watchers = [Watcher(keys), *map(Watcher, snapshots), Watcher(ParentWatcher())]
-    return lookup
+    app = Starlette(
+        routes=native.routes(list(workspaces.values())),
+        exception_handlers=HANDLERS,
+        lifespan=lambda _: _watching(watchers),
+    )
+    app.router.redirect_slashes = False
+    return Lookup(
+        _recorded(app, Recorder(shared, *slots(Surface.OTHER))),
+        gate,
+        shared,
+        recorder=Recorder(shared, *slots(Surface.NATIVE)),
+        recorder_many=Recorder(shared, *slots(Surface.NATIVE_BATCH)),
+        translate=problem,
+        parse_fields=native.parse_fields,
+        choose=native.choose,
+        parse_many=native.parse_many,
+        read_body=native.read_body,
+        accepted=native.accepted,
+        normalize=native.lowered,
+        damaged_counter=Counter.RECORDS_DAMAGED,
+        deferred_counter=Counter.LOOKUPS_DEFERRED,
+        request_bytes_max=settings.limits.request_bytes_max,
+        response_bytes_max=settings.limits.response_bytes_max,
+        cache_control=settings.server.cache_control.encode(),
+    )
 
 
 def open_shared(settings: Settings) -> SharedMap:
@@ -86,21 +87,30 @@ async def _watching(watchers: list[Watcher]) -> AsyncIterator[None]:
         watcher.stop()
 
 
-def _limited(policy: limiter.Policy, bucket: int, wait_ns: int) -> RateLimited:
-    return RateLimited(limiter.retry_after_s(wait_ns), limiter.rate_limit_headers(policy, bucket, wait_ns))
+def _recorded(app: ASGIApp, recorder: Recorder) -> ASGIApp:
+    """The app with its requests counted. Outside of all that Starlette does, because there a failure is a 500 too."""
+
+    async def recorded(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await app(scope, receive, send)
+            return
+        status, started_ns = 500, clock_ns()
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            status = message.get("status", status)  # only the first message has one
+            await send(message)
+
+        try:
+            await app(scope, receive, noted)
+        finally:
+            recorder.record(status, started_ns)
+
+    return recorded
 
 
-async def _refuse(request: Request, error: Exception) -> Response:
-    """Every error of the Starlette app, as the same problems as the lookup's."""
-    if isinstance(error, HTTPException):
-        # Starlette keeps the methods in a set, whose order differs from process to process.
-        allow = (error.headers or {}).get("Allow", "GET, HEAD")
-        known: ApiError = MethodNotAllowed(", ".join(sorted(allow.split(", "))))
-        error = known if error.status_code == 405 else NoSuchRoute()
-    sent = request.headers.get("x-request-id")
-    request_id = request_id_of(sent.encode("latin-1") if sent else None) or secrets.token_hex(8).encode()
-    if not isinstance(error, ApiError):
-        log_fault(request_id, error)
-        error = InternalError()
-    status, headers, body = problem(error, request_id)
-    return Response(body, status, {name.decode(): value.decode() for name, value in headers})
+def _limited(grant: Grant, bucket: int, wait_ns: int, cost: int) -> ApiError:
+    if wait_ns == limiter.NEVER:
+        return MalformedBody(f"It asks for {cost} profiles at once, more than this key's limit can ever hold.")
+    headers = limiter.rate_limit_headers(grant.limits, bucket, wait_ns, cost)
+    return RateLimited(limiter.retry_after_s(wait_ns), headers)

@@ -162,9 +162,11 @@ def run_demo(arguments: Arguments) -> int:
         progress("sample warehouse", 0, 0)
         file = demo.make_shop(arguments.dir, arguments.profiles)
     settings = load(file)
-    port = arguments.port or free_port(settings.server.host, settings.server.port)
+    server = settings.server
+    port = arguments.port or free_port(server.host, server.port)
+    admin_port = server.admin_port and free_port(server.admin_host, server.admin_port, besides=port)
     failed = demo.load_shop(file)
-    return failed or demo.serve_and_announce(settings, port, demo.fresh_key(settings.data_dir))
+    return failed or demo.serve_and_announce(settings, port, admin_port, demo.fresh_key(settings.data_dir))
 
 
 def run_load(arguments: Arguments) -> int:

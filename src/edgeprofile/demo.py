@@ -61,11 +61,11 @@ def fresh_key(data_dir: Path) -> str:
     return keys.create(data_dir, WORKSPACE, name="demo", expires_at=int(time.time()) + KEY_SECONDS)[0]
 
 
-def serve_and_announce(settings: Settings, port: int, key: str) -> int:
+def serve_and_announce(settings: Settings, port: int, admin_port: int, key: str) -> int:
     """Runs the server as a process of its own, prints a request that works once it is ready, and waits for its end."""
     host = settings.server.host
-    environment = {**os.environ, "EDGEPROFILE_SERVER__PORT": str(port)}
-    server = subprocess.Popen([*COMMAND, "serve", "--config", str(settings.file)], env=environment)
+    ports = {"EDGEPROFILE_SERVER__PORT": str(port), "EDGEPROFILE_SERVER__ADMIN_PORT": str(admin_port)}
+    server = subprocess.Popen([*COMMAND, "serve", "--config", str(settings.file)], env=os.environ | ports)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: server.terminate())
     try:

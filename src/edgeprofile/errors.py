@@ -240,6 +240,9 @@ class BodyTooLarge(ApiError):
 
     status, code, title = 413, "body_too_large", "Body too large"
 
+    def __init__(self, bytes_max: int) -> None:
+        super().__init__(f"A request body may have {bytes_max} bytes.", members={"bytes_max": bytes_max})
+
 
 class UrlTooLong(ApiError):
     """The path and query together exceed 8 KB."""

@@ -25,12 +25,13 @@ import msgspec
 from edgeprofile import snapshot
 from edgeprofile._identifiers import ids_of
 from edgeprofile._record import check
-from edgeprofile.errors import FormatUnsupported, RecordDamaged, SnapshotDamaged
+from edgeprofile._tree import Tree
+from edgeprofile.errors import FormatUnsupported, RecordDamaged, SnapshotDamaged, StoreError
 from edgeprofile.record import Schema, normalize
 
 LIB_VERSION = 0  # LMDB's file format 0.9
 KEY_BYTES_MAX = 511
-RECORDS, PROFILES, IDENTIFIERS = b"records", b"profiles", b"identifiers"
+DATABASES = RECORDS, PROFILES, IDENTIFIERS = b"records", b"profiles", b"identifiers"
 SEGMENT_KEY = struct.Struct(">I")
 NAMESPACE_KEY = struct.Struct(">H")
 PLACE = struct.Struct("<III")  # segment, offset, length
@@ -49,6 +50,8 @@ class Reader:
         snapshot.check_size(folder, self.manifest)
         try:
             self.schema = msgspec.convert(self.manifest.schema, Schema)
+            # What compiled lookups read: the same file, in a map of its own.
+            self.tree = Tree(folder / snapshot.PROFILES, self.manifest.file_bytes, DATABASES)
             self.env = lmdb.open(
                 str(folder / snapshot.PROFILES),
                 subdir=False,
@@ -58,8 +61,10 @@ class Reader:
                 map_size=self.manifest.file_bytes,
                 lib_version=LIB_VERSION,
             )
-        except (lmdb.Error, msgspec.ValidationError) as error:
+        except (lmdb.Error, msgspec.ValidationError, OSError) as error:
             raise SnapshotDamaged(f"snapshot {self.name} cannot be opened: {type(error).__name__}") from None
+        except StoreError as error:
+            raise type(error)(f"snapshot {self.name}: {error}") from None
         try:
             self._open_databases()
         except lmdb.Error as error:
@@ -70,12 +75,8 @@ class Reader:
             raise
 
     def _open_databases(self) -> None:
-        self.records, self.profiles, self.identifiers = (
-            self.env.open_db(name, create=False) for name in (RECORDS, PROFILES, IDENTIFIERS)
-        )
+        self.records, self.profiles, self.identifiers = (self.env.open_db(name, create=False) for name in DATABASES)
         self.txn = self.env.begin(buffers=True)
-        # For places and ids, which are so short that copying them is cheaper than a view of them.
-        self.finder = self.env.begin()
         count = self.txn.stat(self.profiles)["entries"]
         if count != self.manifest.profiles:
             raise SnapshotDamaged(f"snapshot {self.name} has {count} profiles, not {self.manifest.profiles}")
@@ -122,7 +123,10 @@ class Reader:
                 moves: list[Callable[[], bool]] = [cursor.first, cursor.last]
                 for move in moves + [partial(cursor.set_range, start) for start in starts]:
                     if move():
-                        check(self._at(cursor.value()), bytes(cursor.key()))
+                        key = bytes(cursor.key())
+                        check(self._at(cursor.value()), key)
+                        if self.tree.get(PROFILES, key) != bytes(cursor.value()):
+                            raise SnapshotDamaged(f"snapshot {self.name}: a lookup would miss a profile")
         except lmdb.Error as error:
             raise SnapshotDamaged(f"snapshot {self.name}: {type(error).__name__}") from None
 
@@ -143,8 +147,8 @@ class Reader:
         """Lets go of the file. Nothing that came from the reader may be used afterwards."""
         self.segments.clear()
         self.txn.abort()
-        self.finder.abort()
         self.env.close()
+        del self.tree
 
 
 def open_current(home: Path) -> Reader:

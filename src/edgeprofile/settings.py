@@ -21,6 +21,8 @@ from msgspec import Meta, Struct, ValidationError, convert, inspect, structs
 from edgeprofile.errors import SettingsError
 
 FILE = "edgeprofile.toml"
+# Each has a counter of its own in the shared file.
+WORKSPACES_MAX = 1_000
 DURATION_UNITS_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 
 # Every number is bounded on both sides: TOML's nan and inf must not reach anybody's arithmetic.
@@ -78,6 +80,10 @@ class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     docs: Switch = True
     cache_control: Header = "private, no-cache"
     drain_seconds: Seconds = 10.0
+
+    def __post_init__(self) -> None:
+        if self.admin_port == self.port:
+            raise _Fault(("admin_port",), "another port than server.port", str(self.port))
 
 
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -190,6 +196,10 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     workspaces: dict[Name, Workspace] = {}
     file: Path = Path(FILE)
     folder: Path = Path()
+
+    def __post_init__(self) -> None:
+        if len(self.workspaces) > WORKSPACES_MAX:
+            raise _Fault(("workspaces",), f"at most {WORKSPACES_MAX:,} workspaces", f"{len(self.workspaces):,}")
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:

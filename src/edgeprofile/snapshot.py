@@ -164,6 +164,17 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def current_manifest(home: Path) -> Manifest:
+    """The manifest of the published snapshot, whose file has the length that it says.
+
+    Raises NoSnapshot, SnapshotDamaged or FormatUnsupported.
+    """
+    here = folder(home, current(home))
+    manifest = read_manifest(here)
+    check_size(here, manifest)
+    return manifest
+
+
 def names(home: Path) -> list[str]:
     """The names of all published snapshots, by name. What else lies in the folder is not ours and is ignored."""
     with contextlib.suppress(FileNotFoundError):

@@ -84,8 +84,7 @@ def of_workspace(data_dir: Path, name: str) -> dict[str, object]:
     home = snapshot.home(data_dir, name)
     found: dict[str, object] = {"workspace": name, "snapshot": None, "problem": None}
     try:
-        manifest = snapshot.read_manifest(snapshot.folder(home, snapshot.current(home)))
-        snapshot.check_size(snapshot.folder(home, manifest.name), manifest)
+        manifest = snapshot.current_manifest(home)
         found |= {
             "snapshot": manifest.name,
             "age": max(0.0, time.time() - manifest.finished_at),

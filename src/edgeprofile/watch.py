@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from edgeprofile import limiter, snapshot
+from edgeprofile._gate import Gate, Grant
 from edgeprofile._limiter import Policy, SharedMap
-from edgeprofile._lookup import Lookup
-from edgeprofile._store import Grant, Store, Workspace, take_unheld
+from edgeprofile._store import Store, Workspace, take_unheld
 from edgeprofile.errors import EdgeprofileError, KeyFileError, NoSnapshot, StoreError
 from edgeprofile.keys import Key, KeyTable, stamp_of
 from edgeprofile.metrics import Counter
@@ -113,14 +113,14 @@ class SnapshotWatcher:
 
 
 class KeyWatcher:
-    """Keeps the lookup's grants as the key file has them."""
+    """Keeps the gate's grants as the key file has them."""
 
     def __init__(
-        self, data_dir: Path, limits: Limits, lookup: Lookup, workspaces: dict[str, Workspace], shared: SharedMap
+        self, data_dir: Path, limits: Limits, gate: Gate, workspaces: dict[str, Workspace], shared: SharedMap
     ) -> None:
         self._data_dir = data_dir
         self._limits = limits
-        self._lookup = lookup
+        self._gate = gate
         self._workspaces = workspaces
         self._shared = shared
         self._table = KeyTable({}, None)
@@ -155,7 +155,7 @@ class KeyWatcher:
                 log.error("key %s is refused: %s", key.public_id, error)
         # The table first: a grant that is new is verified against it.
         self._table = table
-        self._lookup.set_grants(grants)
+        self._gate.set_grants(grants)
 
     def _grant(self, key: Key) -> Grant:
         rate = self._limits.rate if key.rate is None else key.rate
@@ -174,7 +174,7 @@ class KeyWatcher:
 
 
 class ParentWatcher:
-    """Ends a worker whose main process was killed: nobody else would, and it holds the port."""
+    """Ends a process whose main process was killed: nobody else would, and it holds the port."""
 
     def __init__(self) -> None:
         self._parent = os.getppid()
@@ -182,7 +182,7 @@ class ParentWatcher:
     def poll(self) -> None:
         """Asks who the parent is now."""
         if os.getppid() != self._parent:
-            log.error("the server's main process is gone: this worker ends")
+            log.error("the server's main process is gone: this one ends")
             os.kill(os.getpid(), signal.SIGTERM)
 
 

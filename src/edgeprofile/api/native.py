@@ -1,23 +1,38 @@
 """The native API: what its requests mean, for the compiled lookup, and the routes that are no lookups.
 
-The compiled callable (`ext/lookup.pyx`) answers `GET /v1/profiles/…`; what it meets for the first time (a query
-string, an Accept header, a value that is not ASCII) it asks here, and remembers.
+The compiled callable (`ext/lookup.pyx`) answers `/v1/profiles/…`; what it meets for the first time (a query string,
+an Accept header, a value that is not ASCII) it asks here, and remembers.
 """
 
 from __future__ import annotations
 
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
 from urllib.parse import unquote_to_bytes
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from edgeprofile import record
 from edgeprofile._store import Workspace
-from edgeprofile.errors import NotReady, UnknownField
+from edgeprofile.errors import BodyTooLarge, MalformedBody, NotReady, UnknownField
 from edgeprofile.record import Runs, Schema
 
 FIELD_SECTIONS = ("identifiers", "attributes", "metrics", "audiences")
+# The forms of an answer, by the numbers that the compiled lookup has for them; 0 is none.
+FORMS = {1: "application/json", 2: "application/msgpack"}
+# Of an Accept header; what stands behind them is not looked at.
+RANGES_MAX = 100
+QUALITY = re.compile(r"0(\.[0-9]*)?|1(\.0*)?")
+MANY_MAX = 100
+# An error quotes what it is about, which may be long.
+ERROR_CHARS_MAX = 300
+# A body that takes longer is a slow client's, or an attack.
+BODY_SECONDS_MAX = 30.0
 
 
 def parse_fields(query: bytes, schema: Schema) -> tuple[Runs, bool] | None:
@@ -29,12 +44,19 @@ def parse_fields(query: bytes, schema: Schema) -> tuple[Runs, bool] | None:
     values = [value for name, _, value in pairs if unquote_to_bytes(name) == b"fields"]
     if not values:
         return None
-    tokens = [token for value in values for token in _text(value).split(",")]
-    if tokens == [""]:
+    return choose([token for value in values for token in _text(value).split(",")], schema)
+
+
+def choose(tokens: list[str], schema: Schema) -> tuple[Runs, bool]:
+    """As `parse_fields`, of the sections and fields themselves. Raises UnknownField, of an empty list too."""
+    if tokens in ([], [""]):
         raise _unknown("", schema)
+    known = _known(schema)
     numbers: set[int] = set()
-    for token in tokens:
-        numbers |= _numbers(token, schema)
+    for token in dict.fromkeys(tokens):
+        if token not in known:
+            raise _unknown(token, schema)
+        numbers |= known[token]
     with_audiences = any(token.partition(".")[0] == "audiences" for token in tokens)
     return _runs(numbers), with_audiences
 
@@ -43,19 +65,15 @@ def _text(value: bytes) -> str:
     return unquote_to_bytes(value.replace(b"+", b" ")).decode("utf-8", "replace")
 
 
-def _numbers(token: str, schema: Schema) -> set[int]:
-    section, dot, name = token.partition(".")
-    if section not in FIELD_SECTIONS:
-        raise _unknown(token, schema)
-    found = {n for n, field in enumerate(schema.fields) if field.section == section and (not dot or field.name == name)}
-    if section == "attributes":
+def _known(schema: Schema) -> dict[str, set[int]]:
+    """By section, and by section and field: the numbers of the fields that it chooses."""
+    known: dict[str, set[int]] = {section: set() for section in FIELD_SECTIONS}
+    for number, field in enumerate(schema.fields):
         # Metrics are attributes too, for those who ask by the word that the API has always had.
-        found |= {
-            n for n, field in enumerate(schema.fields) if field.section == "metrics" and (not dot or field.name == name)
-        }
-    if dot and not found:
-        raise _unknown(token, schema)
-    return found
+        for section in (field.section, "attributes") if field.section == "metrics" else (field.section,):
+            known[section].add(number)
+            known[f"{section}.{field.name}"] = {number}
+    return known
 
 
 def _unknown(token: str, schema: Schema) -> UnknownField:
@@ -74,27 +92,82 @@ def _runs(numbers: set[int]) -> Runs:
     return tuple(runs)
 
 
-def accepts_json(header: bytes) -> bool:
-    """Whether an Accept header (RFC 9110) leaves application/json: the most specific range decides."""
+class Asked(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """One of many: by `id`, or by `namespace` and `value`."""
+
+    id: str | None = None
+    namespace: str | None = None
+    value: str | None = None
+
+
+class Many(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of `POST /v1/profiles/lookup`."""
+
+    profiles: Annotated[list[Asked], msgspec.Meta(max_length=MANY_MAX)]
+    fields: list[str] | None = None
+
+
+_many = msgspec.json.Decoder(Many)
+
+
+def parse_many(body: bytes) -> tuple[list[Asked], list[str] | None]:
+    """Whom a body asks for, and the fields that it chooses. Raises MalformedBody, which tells the place."""
+    try:
+        # As text, so that the place of what is not UTF-8 is that in the body.
+        many = _many.decode(body.decode())
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise MalformedBody(f"{str(error)[:ERROR_CHARS_MAX]}.") from None
+    return many.profiles, many.fields
+
+
+async def read_body(
+    receive: Callable[[], Awaitable[Any]], bytes_max: int, seconds_max: float = BODY_SECONDS_MAX
+) -> bytes:
+    """The whole body of a request. Raises BodyTooLarge without reading on, MalformedBody."""
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(seconds_max):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    # Also where the connection stands, but its chunks are no chunks.
+                    raise MalformedBody("The body ended early, or its encoding is broken.")
+                chunks.append(message.get("body", b""))
+                size += len(chunks[-1])
+                if size > bytes_max:
+                    raise BodyTooLarge(bytes_max)
+                if not message.get("more_body"):
+                    return b"".join(chunks)
+    except TimeoutError:
+        raise MalformedBody(f"The body was not whole after {seconds_max:g} s.") from None
+
+
+def accepted(header: bytes) -> int:
+    """Which of FORMS an Accept header (RFC 9110) prefers, the first of equals; 0 for none."""
     if not header.strip():
-        return True
-    best, accepted = -1, False
-    for part in header.decode("latin-1").lower().split(","):
+        return 1
+    qualities = {form: _quality_of(name, header.decode("latin-1").lower()) for form, name in FORMS.items()}
+    best = max(qualities, key=lambda form: qualities[form])
+    return best if qualities[best] > 0 else 0
+
+
+def _quality_of(name: str, header: str) -> float:
+    """The quality of a media type: of the ranges that cover it, the most specific decides."""
+    best, quality = -1, 0.0
+    for part in header.split(",", RANGES_MAX)[:RANGES_MAX]:
         range_, *parameters = (piece.strip() for piece in part.split(";"))
-        specificity = {"*/*": 0, "application/*": 1, "application/json": 2}.get(range_, -1)
+        specificity = {"*/*": 0, "application/*": 1, name: 2}.get(range_, -1)
         if specificity > best:
-            best, accepted = specificity, _quality(parameters) > 0
-    return accepted
+            best, quality = specificity, _quality(parameters)
+    return quality
 
 
 def _quality(parameters: list[str]) -> float:
     for parameter in parameters:
         name, _, value = parameter.partition("=")
         if name.strip() == "q":
-            try:
-                return float(value)
-            except ValueError:
-                return 0
+            return float(value) if QUALITY.fullmatch(value) else 0
     return 1
 
 

@@ -1,10 +1,18 @@
-"""The one translator from an ApiError to an answer: `application/problem+json`, RFC 9457."""
+"""The one translator from an ApiError to an answer, `application/problem+json` of RFC 9457, also for Starlette apps."""
 
 from __future__ import annotations
 
-import msgspec
+import secrets
+from collections.abc import Mapping
+from typing import Any
 
-from edgeprofile.errors import ApiError
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from edgeprofile._exchange import log_fault, request_id_of
+from edgeprofile.errors import ApiError, InternalError, MethodNotAllowed, NoSuchRoute
 
 Headers = list[tuple[bytes, bytes]]
 PROBLEM_TYPE = b"application/problem+json"
@@ -27,3 +35,23 @@ def problem(error: ApiError, request_id: bytes) -> tuple[int, Headers, bytes]:
         *error.headers,
     ]
     return error.status, headers, msgspec.json.encode(body)
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    """Every error of a Starlette app, as the same problems as the lookup's."""
+    if isinstance(error, HTTPException):
+        # Starlette keeps the methods in a set, whose order differs from process to process.
+        allow = (error.headers or {}).get("Allow", "GET, HEAD")
+        known: ApiError = MethodNotAllowed(", ".join(sorted(allow.split(", "))))
+        error = known if error.status_code == 405 else NoSuchRoute()
+    sent = request.headers.get("x-request-id")
+    request_id = request_id_of(sent.encode("latin-1") if sent else None) or secrets.token_hex(8).encode()
+    if not isinstance(error, ApiError):
+        log_fault(request_id, error)
+        error = InternalError()
+    status, headers, body = problem(error, request_id)
+    return Response(body, status, {name.decode(): value.decode() for name, value in headers})
+
+
+# For `exception_handlers`, which Starlette wants to have of any type of error.
+HANDLERS: Mapping[Any, Any] = {ApiError: _refuse, HTTPException: _refuse, Exception: _refuse}

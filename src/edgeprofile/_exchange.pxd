@@ -1,0 +1,27 @@
+# One request and its answer, for the compiled lookup.
+
+cimport cython
+from libc.stdint cimport uint64_t
+
+from edgeprofile._metrics cimport Recorder
+
+
+@cython.final
+cdef class Exchange:
+    cdef object send
+    cdef list sent_headers
+    cdef Recorder recorder
+    cdef readonly bytes request_id
+    cdef readonly str method
+    cdef uint64_t started_ns
+    # Headers that matter; None where they were not sent, or (accept) were sent on several lines.
+    cdef bytes authorization, none_match, accept
+    cdef int authorizations
+    cdef uint64_t headers_bytes, body_bytes
+    cdef bytes read_headers(self)
+    cdef int reply(self, int status, list headers, bytes body) except -1
+
+
+cdef Exchange begin(Recorder recorder, scope, send, uint64_t* ids)
+cpdef log_fault(bytes request_id, error)
+cdef bytes decoded(const char* text, Py_ssize_t size)

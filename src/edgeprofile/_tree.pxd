@@ -1,0 +1,38 @@
+# Look-ups in a snapshot's file, for compiled code that has no time for py-lmdb.
+
+cimport cython
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
+
+# What `find` says.
+cdef enum:
+    MISSING
+    FOUND
+    DAMAGED
+
+# The databases, in the order of reader.DATABASES.
+cdef enum:
+    RECORDS
+    PROFILES
+    IDENTIFIERS
+    DATABASES
+
+
+cdef struct Map:
+    const char* start
+    size_t bytes, page_bytes
+    uint64_t pages
+
+
+cdef struct Database:  # as it stands in the file
+    uint32_t page_bytes
+    uint16_t flags, depth
+    uint64_t branch_pages, leaf_pages, overflow_pages, entries, root
+
+
+@cython.final
+cdef class Tree:
+    cdef Map map
+    cdef Database databases[DATABASES]
+    cdef tuple names
+    cdef int find(self, int database, const char* key, size_t key_bytes,
+                  const char** value, size_t* value_bytes) noexcept nogil

@@ -1,0 +1,99 @@
+"""What is known of a running service, as Prometheus's families: the shared file's counters, and the snapshots on disk.
+
+Labels are surfaces, statuses, workspaces and names of snapshots, of which there are few. No id, value or key is one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+from prometheus_client.registry import Collector
+
+from edgeprofile import snapshot
+from edgeprofile._limiter import SharedMap
+from edgeprofile.errors import EdgeprofileError
+from edgeprofile.metrics import BOUNDS_NS, OTHER_STATUS, STATUSES, Counter, Surface, limited_slot, slots
+from edgeprofile.settings import Settings
+
+# On in every service; the others are shown once they have had a request.
+ALWAYS_ON = {Surface.NATIVE, Surface.NATIVE_BATCH, Surface.OTHER}
+TOTALS = {
+    Counter.RECORDS_DAMAGED: ("edgeprofile_record_damaged_total", "Damaged records that lookups met."),
+    Counter.SNAPSHOTS_REFUSED: ("edgeprofile_snapshot_refused_total", "Snapshots that workers refused as damaged."),
+    Counter.SNAPSHOTS_OPENED: ("edgeprofile_snapshot_opened_total", "Snapshots that workers opened."),
+    Counter.LOOKUPS_DEFERRED: (
+        "edgeprofile_lookup_deferred_total",
+        "Lookups that took the longer way through the loop.",
+    ),
+}
+
+
+class Exposition(Collector):
+    """Reads everything anew at each scrape. `started_at` is the service's, in Unix seconds; `workers` is how many."""
+
+    def __init__(self, settings: Settings, shared: SharedMap, started_at: float, workers: int) -> None:
+        self._settings = settings
+        self._shared = shared
+        self._started_at = started_at
+        self._workers = workers
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, those without a sample too."""
+        yield from self._requests()
+        limited = CounterMetricFamily(
+            "edgeprofile_limited_total", "Requests refused for being over their limit.", labels=["workspace"]
+        )
+        for number, name in enumerate(self._settings.workspaces):
+            limited.add_metric([name], self._shared.counter(limited_slot(number)))
+        yield limited
+        for counter, (name, meaning) in TOTALS.items():
+            yield CounterMetricFamily(name, meaning, self._shared.counter(counter))
+        yield from self._snapshots()
+        yield GaugeMetricFamily("edgeprofile_workers", "Server processes that are kept running.", self._workers)
+        yield GaugeMetricFamily(
+            "edgeprofile_start_time_seconds", "When the service started, in Unix seconds.", self._started_at
+        )
+
+    def _requests(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily("edgeprofile_requests_total", "Requests answered.", labels=["surface", "status"])
+        durations = HistogramMetricFamily(
+            "edgeprofile_request_duration_seconds", "How long requests took.", labels=["surface"]
+        )
+        for surface in Surface:
+            label, where = surface.name.lower(), slots(surface)
+            for status in (*STATUSES, OTHER_STATUS):
+                if count := self._shared.counter(where.statuses[status]):
+                    requests.add_metric([label, str(status) if status else "other"], count)
+            counts = [self._shared.counter(where.buckets + at) for at in range(len(BOUNDS_NS) + 1)]
+            if any(counts) or surface in ALWAYS_ON:
+                total_s = self._shared.counter(where.sum_ns) / 1e9
+                durations.add_metric([label], _cumulated(counts), total_s)
+        yield requests
+        yield durations
+
+    def _snapshots(self) -> Iterator[Metric]:
+        """What is published, of each workspace where that is whole as far as its manifest tells."""
+        info = InfoMetricFamily("edgeprofile_snapshot", "The published snapshot.", labels=["workspace"])
+        age = GaugeMetricFamily(
+            "edgeprofile_snapshot_age_seconds", "Age of the published snapshot.", labels=["workspace"]
+        )
+        profiles = GaugeMetricFamily(
+            "edgeprofile_profiles", "Profiles in the published snapshot.", labels=["workspace"]
+        )
+        for name in self._settings.workspaces:
+            with suppress(EdgeprofileError, OSError):
+                manifest = snapshot.current_manifest(snapshot.home(self._settings.data_dir, name))
+                info.add_metric([name], {"snapshot": manifest.name})
+                age.add_metric([name], max(0.0, time.time() - manifest.finished_at))
+                profiles.add_metric([name], manifest.profiles)
+        yield from (info, age, profiles)
+
+
+def _cumulated(counts: list[int]) -> list[tuple[str, float]]:
+    """The buckets as Prometheus has them: each with its bound, in seconds, and all that is not longer."""
+    bounds = [*(str(bound / 1e9) for bound in BOUNDS_NS), "+Inf"]
+    return [(bound, sum(counts[: at + 1])) for at, bound in enumerate(bounds)]
