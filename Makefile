@@ -39,8 +39,8 @@ lint: $(VENV)/test $(VENV)/built ## check style and types, of the compiled modul
 	@python -m mypy.stubtest --concise --mypy-config-file pyproject.toml --allowlist tests/stubtest.txt $(COMPILED)
 	@cython-lint ext src/edgeprofile
 
-bench: $(VENV)/bench $(VENV)/built ## measure this machine: every loadtest/bench_*.py in turn
-	@for program in $(wildcard loadtest/bench_*.py); do echo "== $$program"; python $$program $(ARGS); done
+bench: $(VENV)/bench $(VENV)/built ## measure this machine against its peers (ARGS="--quick --only lookup,peers")
+	@python loadtest/run.py $(ARGS)
 
 # The wheel is made from the sdist, which shows that the sdist lacks nothing.
 build: $(VENV)/built ## make dist/*.tar.gz and dist/*.whl
@@ -50,12 +50,12 @@ build: $(VENV)/built ## make dist/*.tar.gz and dist/*.whl
 	@ls dist/*
 
 # In a copy, because sanitized modules load only where the sanitizer's library was loaded first.
-fuzz: $(VENV)/test ## throw damaged records at the compiled code, built with AddressSanitizer and UBSan
+fuzz: $(VENV)/test ## throw damaged records and files at the compiled code, built with AddressSanitizer and UBSan
 	@mkdir -p build/asan
 	@tar -c --exclude='*.so' --exclude=__pycache__ setup.py pyproject.toml README.md LICENSE ext src tests | tar -x -C build/asan
 	@cd build/asan && CC=gcc EDGEPROFILE_SANITIZE=1 python setup.py --quiet build_ext --inplace
-	@cd build/asan && LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=src \
-		PYTHONMALLOC=malloc python tests/fuzz_records.py $(ARGS)
+	@cd build/asan && export ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=src PYTHONMALLOC=malloc; for program in tests/fuzz_*.py; \
+		do LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" python $$program $(ARGS); done
 
 clean: ## remove all that the other targets made, the demo's folder too
 	rm -rf $(VENV) build dist demo .hypothesis .mypy_cache .pytest_cache .ruff_cache src/*.egg-info src/edgeprofile/*.so

@@ -1,166 +1,149 @@
 """What a lookup costs, against the floor: Granian's ASGI answering a constant of the same size.
 
-Both servers run at once on this machine, one worker each; `wrk` loads them in turn, so that both see the same noise.
-Printed are CPU microseconds of all server processes a request, requests a second, and the medians of the ratios of the
-pairs. Run it alone: `python loadtest/bench_lookup.py [--pairs N] [--seconds S]`. Needs `wrk`.
+Both servers have one worker and get the same requests, key included. Printed are CPU microseconds of all server
+processes a request and requests a second; the figure is the ratio of the CPU, ours against the constant's. A batch
+has no peer: its figure is profiles a second of our CPU, and its costs are those of a whole batch.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
-import shutil
+import json
+import random
 import statistics
-import subprocess
-import sys
-import tempfile
-import time
-import urllib.request
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from edgeprofile import demo, keys, settings
-from edgeprofile.loader.refresh import refresh
-from edgeprofile.server import free_port
+from harness import (
+    PROFILES,
+    Load,
+    Row,
+    Server,
+    Shop,
+    Spread,
+    Stage,
+    Target,
+    absent,
+    compare,
+    cost,
+    make_shop,
+    run,
+    start_constant,
+    start_edgeprofile,
+    walk,
+)
 
-CONNECTIONS = 16
-CONSTANT = """
-async def app(scope, receive, send):
-    if scope["type"] == "lifespan":
-        while True:
-            message = await receive()
-            await send({{"type": message["type"] + ".complete"}})
-            if message["type"] == "lifespan.shutdown":
-                return
-    await send({{"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}})
-    await send({{"type": "http.response.body", "body": b"x" * {size}}})
-"""
+from edgeprofile.demo import PROFILE_ID
 
-
-class Measured(NamedTuple):
-    """One run of wrk."""
-
-    cpu_us: float
-    rate: float
-
-
-class Server(NamedTuple):
-    """A server under test: its first process, and what to ask of it."""
-
-    process: subprocess.Popen[bytes]
-    url: str
-    header: str
-
-    def cpu_s(self) -> float:
-        """CPU time of the process and its children."""
-        ticks = 0
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                name_and_rest = stat.read_text().rsplit(") ", 1)
-            except OSError:
-                continue
-            fields = name_and_rest[1].split()
-            if self.process.pid in (int(stat.parent.name), int(fields[1])):
-                ticks += int(fields[11]) + int(fields[12])
-        return ticks / 100
-
-    def run(self, seconds: int) -> Measured:
-        """Loads it for so long."""
-        before = self.cpu_s()
-        command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "-H", self.header, self.url]
-        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        if "Non-2xx" in printed:
-            raise SystemExit(f"some requests failed:\n{printed}")
-        requests = int(re.findall(r"(\d+) requests in", printed)[0])
-        return Measured((self.cpu_s() - before) / requests * 1e6, requests / seconds)
+WHOLE = f"/v1/profiles/id/{PROFILE_ID}"
+BATCH = "/v1/profiles/lookup"
+BATCH_PROFILES = 100
+BATCH_BODIES = 50
+BATCH_UNIT = "profiles/s a core"
+BATCHES = (
+    ("batch of 100, whole profiles", None, Target("≥", 400_000)),
+    ("batch of 100, audiences", ["audiences"], None),
+)
+RANDOM = "by id, whole profile, ids at random"
+# No two are neighbours in the record, so that each is a slice of its own.
+EIGHT_FIELDS = (
+    "identifiers.email,attributes.first_name,attributes.language,attributes.city,attributes.tier,"
+    "attributes.lifetime_value,audiences.high_spenders,audiences.newsletter"
+)
 
 
-def main() -> None:
-    """Prints the table."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--pairs", type=int, default=5)
-    arguments.add_argument("--seconds", type=int, default=4)
-    chosen = arguments.parse_args()
-    if shutil.which("wrk") is None:
-        raise SystemExit("bench_lookup: needs wrk (Debian: apt install wrk)")
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        served, size = start_edgeprofile(folder, stack)
-        constant = start_constant(folder, size, stack)
-        shapes = {
-            "by id, whole": f"/v1/profiles/id/{demo.PROFILE_ID}",
-            "by id, two sections": f"/v1/profiles/id/{demo.PROFILE_ID}?fields=attributes,audiences",
-            "by email": "/v1/profiles/identifier/email/jane@example.com",
-        }
-        print(f"{'lookup':24}{'CPU µs':>10}{'constant':>10}{'ratio':>8}{'rate':>10}{'constant':>10}{'ratio':>8}")
-        for name, path in shapes.items():
-            compare(name, served._replace(url=served.url + path), constant, chosen.pairs, chosen.seconds)
+class Shape(NamedTuple):
+    """A kind of lookup: what is asked, and what its CPU may be of the constant's."""
+
+    what: str
+    path: str
+    target: Target | None
+    headers: tuple[str, ...] = ()
 
 
-def compare(name: str, ours: Server, floor: Server, pairs: int, seconds: int) -> None:
-    """Runs them in turn and prints the medians."""
-    measured = [(ours.run(seconds), floor.run(seconds)) for _ in range(pairs)]
-
-    def median(of: list[float]) -> float:
-        return statistics.median(of)
-
-    cpu = median([a.cpu_us / b.cpu_us for a, b in measured])
-    rate = median([a.rate / b.rate for a, b in measured])
-    print(
-        f"{name:24}{median([a.cpu_us for a, _ in measured]):10.1f}"
-        f"{median([b.cpu_us for _, b in measured]):10.1f}{cpu:8.2f}"
-        f"{median([a.rate for a, _ in measured]):10,.0f}{median([b.rate for _, b in measured]):10,.0f}{rate:8.2f}",
-        flush=True,
-    )
+SHAPES = (
+    Shape("by id, whole profile", WHOLE, Target("≤", 1.10)),
+    Shape("by id, fields= two sections", f"{WHOLE}?fields=attributes,audiences", Target("≤", 1.15)),
+    Shape("by id, fields= eight single fields", f"{WHOLE}?fields={EIGHT_FIELDS}", Target("≤", 1.25)),
+    Shape("by email", "/v1/profiles/identifier/email/jane@example.com", Target("≤", 1.15)),
+    Shape("by id, whole profile, as MessagePack", WHOLE, None, ("Accept: application/msgpack",)),
+)
 
 
-def start_edgeprofile(folder: Path, stack: ExitStack) -> tuple[Server, int]:
-    """The sample shop, served with limits that do not get in the way; and the size of the answer."""
-    file = demo.make_shop(folder / "shop", 5_000)
-    loaded = settings.load(file, {})
-    refresh(loaded, demo.WORKSPACE, force=True, progress=lambda *_: None)
-    secret, _ = keys.create(loaded.data_dir, demo.WORKSPACE, rate=1e6, burst_rate=1e6, burst_seconds=0)
-    port = free_port("127.0.0.1", 18_000)
-    environment = {"EDGEPROFILE_SERVER__PORT": str(port), "PATH": "/usr/bin:/bin"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "edgeprofile", "serve", "--config", str(file)], env=environment, cwd=folder
-    )
-    stack.callback(stop, process)
-    url, header = f"http://127.0.0.1:{port}", f"Authorization: Bearer {secret}"
-    answer = wait_for(f"{url}/v1/profiles/id/{demo.PROFILE_ID}", header)
-    return Server(process, url, header), len(answer)
+def measure(chosen: argparse.Namespace) -> Iterator[Row]:
+    """The lookups one at a time, a whole profile at random, and the batch."""
+    if why := absent("wrk"):
+        yield from (Row.not_run(shape.what, why, shape.target) for shape in SHAPES)
+        yield Row.not_run(RANDOM, why, SHAPES[0].target)
+        yield from (Row.not_run(what, why, target, unit=BATCH_UNIT) for what, _, target in BATCHES)
+        return
+    with Stage() as stage:
+        shop = make_shop(stage.folder / "shop")
+        ours = start_edgeprofile(stage, shop.file)
+        for shape in SHAPES:
+            headers = (shop.header, *shape.headers)
+            status, body = ours.ask(shape.path, *headers)
+            if status == 200:
+                load = Load(shape.path, headers)
+                yield against_constant(shape.what, shape.target, ours, shop, load, len(body), chosen)
+            else:
+                yield Row.not_run(shape.what, f"answered {status}", shape.target)
+        yield at_random(ours, shop, stage, chosen)
+        yield from batches(ours, shop, stage, chosen)
 
 
-def start_constant(folder: Path, size: int, stack: ExitStack) -> Server:
-    """Granian with the same options, answering as many bytes."""
-    (folder / "constant.py").write_text(CONSTANT.format(size=size))
-    port = free_port("127.0.0.1", 19_000)
-    granian = [sys.executable, "-m", "granian", "--interface", "asgi", "--http", "1", "--no-ws", "--loop", "uvloop"]
-    process = subprocess.Popen([*granian, "--port", str(port), "--no-log", "constant:app"], cwd=folder)
-    stack.callback(stop, process)
-    wait_for(f"http://127.0.0.1:{port}/", "X-None: 1")
-    return Server(process, f"http://127.0.0.1:{port}/", "X-None: 1")
+def against_constant(
+    what: str, target: Target | None, ours: Server, shop: Shop, load: Load, body_bytes: int, chosen: argparse.Namespace
+) -> Row:
+    """Pairs with a constant server of this load's own, whose answers are as long."""
+    with Stage() as stage:
+        constant = start_constant(stage, shop.file, body_bytes)
+        pairs = compare(ours, constant, load, chosen.pairs, chosen.seconds)
+    ratio = Spread.of(a.cpu_us / b.cpu_us for a, b in pairs)
+    return Row.measured(what, ratio, target, ours=cost(a for a, _ in pairs), peer=cost(b for _, b in pairs))
 
 
-def wait_for(url: str, header: str) -> bytes:
-    """The first good answer; gives up after twenty seconds."""
-    name, _, value = header.partition(": ")
-    for _ in range(200):
-        try:
-            with urllib.request.urlopen(urllib.request.Request(url, headers={name: value}), timeout=5) as answer:
-                body: bytes = answer.read()
-                return body
-        except OSError:
-            time.sleep(0.1)
-    raise SystemExit(f"{url} did not answer")
+def at_random(ours: Server, shop: Shop, stage: Stage, chosen: argparse.Namespace) -> Row:
+    """Every profile of the shop in shuffled order, against a constant as long as they are on average."""
+    paths = [f"/v1/profiles/id/{profile_id}" for profile_id in shuffled_ids()]
+    body_bytes = round(statistics.mean(len(ours.ask(path, shop.header)[1]) for path in paths[:200]))
+    load = walk(stage.folder, paths, shop.header)
+    return against_constant(RANDOM, SHAPES[0].target, ours, shop, load, body_bytes, chosen)
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends a server that this program started."""
-    process.terminate()
-    process.wait(30)
+def batches(ours: Server, shop: Shop, stage: Stage, chosen: argparse.Namespace) -> Iterator[Row]:
+    """Profiles a CPU second of the server's, asked for a hundred at a time."""
+    for what, fields, target in BATCHES:
+        requests = [f"{BATCH} {body}" for body in batch_bodies(fields)]
+        body = requests[0].removeprefix(f"{BATCH} ").encode()
+        status, answer = ours.ask(BATCH, shop.header, "Content-Type: application/json", method="POST", body=body)
+        if status != 200:
+            yield Row.not_run(what, f"answered {status}", target, unit=BATCH_UNIT)
+            continue
+        if None in json.loads(answer)["profiles"]:
+            raise ValueError("the batch lacks profiles that the shop has")
+        load = walk(stage.folder, requests, shop.header, "Content-Type: application/json")
+        ours.wrk(load, 1)
+        runs = [ours.wrk(load, chosen.seconds) for _ in range(chosen.pairs)]
+        figure = Spread.of(BATCH_PROFILES * each.requests / each.cpu_s for each in runs)
+        yield Row.measured(what, figure, target, unit=BATCH_UNIT, ours=cost(runs))
+
+
+def batch_bodies(fields: list[str] | None) -> list[str]:
+    """Bodies of batch requests, no two of which ask for the same profile."""
+    ids = shuffled_ids()
+    choice = {} if fields is None else {"fields": fields}
+    return [
+        json.dumps({"profiles": [{"id": each} for each in ids[at :: PROFILES // BATCH_PROFILES]], **choice})
+        for at in range(BATCH_BODIES)
+    ]
+
+
+def shuffled_ids() -> list[str]:
+    ids = [str(int(PROFILE_ID) + number) for number in range(PROFILES)]
+    random.Random(3).shuffle(ids)
+    return ids
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, measure)
