@@ -1,9 +1,9 @@
 """One request and its answer: what is read of a request in one pass, and the one place that answers and counts it."""
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint64_t
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
 from edgeprofile._metrics cimport Recorder, clock_ns
 from edgeprofile._store cimport write_hex
@@ -123,6 +123,27 @@ cpdef log_fault(bytes request_id, error):
     """Logs where a request failed, without the error's message: it may quote what the request asked for."""
     log.error("request %s failed: %s\n%s", request_id.decode(), type(error).__name__,
               "".join(traceback.format_tb(error.__traceback__)))
+
+
+# --- entity tags ---------------------------------------------------------------------------------------------------
+
+cdef bytes etag_of(uint64_t check, bytes suffix, bint is_packed):
+    """Differs with the content, the choice of fields and the form: a strong tag is of one representation."""
+    cdef Py_ssize_t more = PyBytes_GET_SIZE(suffix)
+    cdef Py_ssize_t size = HEX_BYTES + 2 + more + (2 if is_packed else 0)
+    cdef bytes etag = PyBytes_FromStringAndSize(NULL, size)
+    cdef char* to = PyBytes_AS_STRING(etag)
+    to[0] = to[size - 1] = b'"'
+    write_hex(to + 1, check, HEX_BYTES)
+    memcpy(to + 1 + HEX_BYTES, PyBytes_AS_STRING(suffix), more)
+    if is_packed:
+        memcpy(to + 1 + HEX_BYTES + more, b"-m", 2)
+    return etag
+
+
+cdef bint matches(bytes none_match, bytes etag) except -1:
+    """If-None-Match: a star, or a list in which our tag stands, weak or not. Quotes make the search exact."""
+    return none_match == b"*" or etag in none_match
 
 
 # --- paths ---------------------------------------------------------------------------------------------------------

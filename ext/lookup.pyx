@@ -9,16 +9,18 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 
+import asyncio
 import logging
 import os
 
-from edgeprofile._exchange cimport Exchange, begin, decoded, log_fault
+from edgeprofile._body cimport BODY_SECONDS_MAX, Body, Reading, too_slow
+from edgeprofile._exchange cimport Exchange, begin, decoded, etag_of, log_fault, matches
 from edgeprofile._gate cimport Gate, Grant
 from edgeprofile._limiter cimport SharedMap
-from edgeprofile._metrics cimport Recorder
+from edgeprofile._metrics cimport Recorder, clock_ns
 from edgeprofile._msgpack cimport packed
 from edgeprofile._record cimport RECORD_BYTES_MAX, Cut, View
-from edgeprofile._store cimport Plan, Store, write_hex
+from edgeprofile._store cimport Plan, Store
 
 from edgeprofile.errors import (
     AnswerTooLarge, ApiError, BodyTooLarge, Forbidden, HeadersTooLarge, InternalError, MalformedBody,
@@ -28,7 +30,6 @@ from edgeprofile.errors import (
 cdef enum:
     URL_BYTES_MAX = 8192
     HEADERS_BYTES_MAX = 32768
-    HEX_BYTES = 16
     PLANS_MAX = 1024
     ACCEPTS_MAX = 256
     MANY_MAX = 100  # as api.native's
@@ -42,7 +43,6 @@ cdef enum:
     MSGPACK = 2
 
 cdef const char* PREFIX = b"/v1/profiles/"
-cdef const char* MANY = b"/v1/profiles/lookup"
 cdef tuple JSON_TYPE = (b"content-type", b"application/json")
 cdef tuple MSGPACK_TYPE = (b"content-type", b"application/msgpack")
 cdef tuple VARY = (b"vary", b"accept")  # for caches, should the setting of cache-control let them keep answers
@@ -55,7 +55,7 @@ log = logging.getLogger("edgeprofile")
 cdef class Lookup:
     """The ASGI callable. `app` answers what is no lookup; see the stub for what the other arguments do."""
 
-    cdef object app, translate, parse_fields, choose, parse_many, read_body, accepted, normalize
+    cdef object app, translate, parse_fields, choose, parse_many, accepted, normalize
     cdef Gate gate
     cdef SharedMap shared
     cdef Recorder recorder, recorder_many
@@ -63,10 +63,11 @@ cdef class Lookup:
     cdef uint64_t request_bytes_max, response_bytes_max
     cdef tuple cache_control
     cdef dict accepts
+    cdef set readings
     cdef uint64_t ids
 
     def __init__(self, app, Gate gate, SharedMap shared, *, Recorder recorder, Recorder recorder_many, translate,
-                 parse_fields, choose, parse_many, read_body, accepted, normalize, uint32_t damaged_counter,
+                 parse_fields, choose, parse_many, accepted, normalize, uint32_t damaged_counter,
                  uint32_t deferred_counter, uint64_t request_bytes_max, uint64_t response_bytes_max,
                  bytes cache_control):
         self.app = app
@@ -78,7 +79,6 @@ cdef class Lookup:
         self.parse_fields = parse_fields
         self.choose = choose
         self.parse_many = parse_many
-        self.read_body = read_body
         self.accepted = accepted
         self.normalize = normalize
         self.damaged_counter = damaged_counter
@@ -87,6 +87,7 @@ cdef class Lookup:
         self.response_bytes_max = response_bytes_max
         self.cache_control = (b"cache-control", cache_control)
         self.accepts = {}
+        self.readings = set()
         self.ids = int.from_bytes(os.urandom(8), "little") | 1
 
     def __call__(self, scope, receive, send):
@@ -98,17 +99,34 @@ cdef class Lookup:
         if self.look_up(path, scope, messages.append):
             self.shared.add_c(self.deferred_counter, 1)
             return deliver(messages, send)
-        if PyBytes_GET_SIZE(path) == 19 and memcmp(PyBytes_AS_STRING(path), MANY, 19) == 0:
+        if is_many(path):
+            self.shared.add_c(self.deferred_counter, 1)
             return self.look_up_many(scope, receive, send)
         return self.app(scope, receive, send)
 
-    def answer_now(self, scope, send):
-        """Answers the request if it is a lookup. Needs no event loop, and never raises: False leaves it to others."""
+    def answer_now(self, scope, receive, send):
+        """Answers the request if it is a lookup, of many as soon as the body is there.
+
+        Needs no event loop, and never raises: False leaves it to others.
+        """
+        cdef bytes path
         try:
-            return scope["type"] == "http" and self.look_up(scope["raw_path"], scope, send)
+            path = scope["raw_path"]
+            if self.look_up(path, scope, send):
+                return True
+            if is_many(path):
+                self.begin_many(begin(self.recorder_many, scope, send, &self.ids), receive)
+                return True
         except Exception as error:
             log_fault(b"-", error)
-            return False
+        return False
+
+    def expire_bodies(self):
+        """Refuses the bodies that have taken too long. To be called now and then, from any thread."""
+        cdef uint64_t now_ns = clock_ns()
+        for reading in list(self.readings):
+            if now_ns - (<Reading>reading).started_ns > <uint64_t>BODY_SECONDS_MAX * 1000000000:
+                reading.expire()
 
     # --- one profile -----------------------------------------------------------------------------------------------
 
@@ -172,7 +190,7 @@ cdef class Lookup:
                                        self.normalize)
         plan = self.plan_of(store, query)
         store.open(&view, primary)
-        etag = etag_of(view.check, plan, form)
+        etag = etag_of(view.check, plan.suffix, form == MSGPACK)
         if exchange.none_match is not None and matches(exchange.none_match, etag):
             exchange.reply(304, [(b"etag", etag), self.cache_control, VARY,
                                  (b"x-request-id", exchange.request_id)], b"")
@@ -196,21 +214,57 @@ cdef class Lookup:
     # --- many profiles ---------------------------------------------------------------------------------------------
 
     async def look_up_many(self, scope, receive, send):
-        """`POST /v1/profiles/lookup`, the only route of ours that has to wait: for its body."""
+        """`POST /v1/profiles/lookup` for an event loop."""
         cdef list messages = []
         cdef Exchange exchange = begin(self.recorder_many, scope, messages.append, &self.ids)
+        cdef Body body = Body(exchange.body_bytes, self.request_bytes_max)
         try:
-            check_headers(exchange)
-            if exchange.method != "POST":
-                raise MethodNotAllowed("POST")
-            self.authorize(exchange)
-            self.check_body(exchange)
-            content = await self.read_body(receive, self.request_bytes_max)
-            # Again, because a key may be revoked while a body comes in.
-            self.answer_many(exchange, self.authorize(exchange), content)
+            self.check_many(exchange)
+            async with asyncio.timeout(BODY_SECONDS_MAX):
+                while not body.take(await receive()):
+                    pass
+            outcome = body.whole()
+        except TimeoutError:
+            outcome = too_slow()
+        except Exception as error:
+            outcome = error
+        self.end_many(exchange, outcome)
+        await deliver(messages, send)
+
+    cdef int begin_many(self, Exchange exchange, receive) except -1:
+        """The same without one."""
+        cdef Reading reading
+        try:
+            self.check_many(exchange)
+            reading = Reading(receive, exchange.body_bytes, self.request_bytes_max, self.finish_many, exchange)
+            self.readings.add(reading)
+            reading.go_on()
         except Exception as error:
             self.refuse(exchange, error)
-        await deliver(messages, send)
+        return 0
+
+    def finish_many(self, Reading reading, outcome):
+        """What a Reading calls with its body, or why there is none."""
+        self.readings.discard(reading)
+        self.end_many(reading.exchange, outcome)
+
+    cdef int check_many(self, Exchange exchange) except -1:
+        """What can be refused before the body is there."""
+        check_headers(exchange)
+        if exchange.method != "POST":
+            raise MethodNotAllowed("POST")
+        self.authorize(exchange)
+        return self.check_body(exchange)
+
+    cdef int end_many(self, Exchange exchange, outcome) except -1:
+        try:
+            if isinstance(outcome, Exception):
+                raise outcome
+            # Authorized again, because a key may be revoked while a body comes in.
+            self.answer_many(exchange, self.authorize(exchange), outcome)
+        except Exception as error:
+            self.refuse(exchange, error)
+        return 0
 
     cdef int answer_many(self, Exchange exchange, Grant grant, bytes content) except -1:
         cdef list asked
@@ -368,6 +422,10 @@ cdef class Lookup:
         return 0
 
 
+cdef inline bint is_many(bytes path) noexcept:
+    return PyBytes_GET_SIZE(path) == 19 and memcmp(PyBytes_AS_STRING(path), b"/v1/profiles/lookup", 19) == 0
+
+
 async def deliver(list messages, send):
     """Sends an answer as any ASGI server wants it; Granian's `send`, which acts when it is called, needs no more."""
     for message in messages:
@@ -378,22 +436,3 @@ cdef int check_headers(Exchange exchange) except -1:
     if exchange.headers_bytes > HEADERS_BYTES_MAX:
         raise HeadersTooLarge(HEADERS_BYTES_MAX)
     return 0
-
-
-cdef bytes etag_of(uint64_t check, Plan plan, int form):
-    """Differs with the content, the choice of fields and the form: a strong tag is of one representation."""
-    cdef Py_ssize_t more = PyBytes_GET_SIZE(plan.suffix)
-    cdef Py_ssize_t size = HEX_BYTES + 2 + more + (2 if form == MSGPACK else 0)
-    cdef bytes etag = PyBytes_FromStringAndSize(NULL, size)
-    cdef char* to = PyBytes_AS_STRING(etag)
-    to[0] = to[size - 1] = b'"'
-    write_hex(to + 1, check, HEX_BYTES)
-    memcpy(to + 1 + HEX_BYTES, PyBytes_AS_STRING(plan.suffix), more)
-    if form == MSGPACK:
-        memcpy(to + 1 + HEX_BYTES + more, b"-m", 2)
-    return etag
-
-
-cdef bint matches(bytes none_match, bytes etag) except -1:
-    """If-None-Match: a star, or a list in which our tag stands, weak or not. Quotes make the search exact."""
-    return none_match == b"*" or etag in none_match

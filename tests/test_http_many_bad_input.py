@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 from conftest import MakeService
@@ -15,8 +13,8 @@ from service import UNLIMITED, Answer, Connection, Service, chunked, copy_snapsh
 from test_http_bad_input import assert_problem, damage, spoilt
 
 from edgeprofile import snapshot
-from edgeprofile.api.native import parse_many, read_body
-from edgeprofile.errors import BodyTooLarge, MalformedBody
+from edgeprofile.api.native import parse_many
+from edgeprofile.errors import MalformedBody
 
 MANY = "/v1/profiles/lookup"
 GOOD = b'{"profiles":[{"id":"12345"},{"namespace":"email","value":"x"}],"fields":["metrics"]}'
@@ -400,20 +398,6 @@ def test_batches_and_lookups_may_be_pipelined(service: Service, key: str) -> Non
         answers = [connection.read() for _ in contents]
     assert [answer.status for answer in answers] == [200, 200, 200, 200, 400, 200, 401, 200] * 20
     assert len({answer.body for answer in answers}) == 5, "lookups, batches, health, two errors"
-
-
-def test_a_body_that_takes_too_long_or_is_too_large_is_given_up() -> None:
-    async def never() -> dict[str, Any]:
-        await asyncio.Event().wait()
-        return {}
-
-    async def endless() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"x" * 10, "more_body": True}
-
-    with pytest.raises(MalformedBody, match=r"0\.01 s"):
-        asyncio.run(read_body(never, 100, 0.01))
-    with pytest.raises(BodyTooLarge):
-        asyncio.run(read_body(endless, 100))
 
 
 # --- damage --------------------------------------------------------------------------------------------------------

@@ -220,6 +220,32 @@ async def nothing_more() -> Message:
     return {"type": "http.request", "body": b'{"profiles":[{"id":"12345"}]}', "more_body": False}
 
 
+class Piece:
+    """A future of a piece of a body, as Granian's: it is done when the test says so."""
+
+    def __init__(self, message: Message | None = None) -> None:
+        self.message = message
+        self.callback: Any = None
+
+    def done(self) -> bool:
+        return self.message is not None
+
+    def result(self) -> Message:
+        assert self.message is not None
+        return self.message
+
+    def add_done_callback(self, callback: Any) -> None:
+        self.callback = callback
+
+    def arrive(self, body: bytes, *, more: bool) -> None:
+        self.message = {"type": "http.request", "body": body, "more_body": more}
+        self.callback(self)
+
+
+def arrived() -> Piece:
+    return Piece({"type": "http.request", "body": b'{"profiles":[{"id":"12345"}]}', "more_body": False})
+
+
 CASES = [
     (JANE, "GET", 200),
     (JANE, "HEAD", 200),
@@ -244,14 +270,14 @@ def test_through_plain_asgi_the_messages_are_the_same(
         await asyncio.sleep(0)
         later.append(message)
 
-    is_lookup = lookup.answer_now(scope_of(path, key, method), now.append)
+    is_lookup = lookup.answer_now(scope_of(path, key, method), arrived, now.append)
 
     async def run() -> None:
         await lookup(scope_of(path, key, method), nothing_more, send)
 
     asyncio.run(run())
 
-    assert is_lookup == path.startswith("/v1/profiles/id/")
+    assert is_lookup == path.startswith("/v1/profiles/")
     assert now == (later if is_lookup else [])
     assert [message["type"] for message in later] == ["http.response.start", "http.response.body"]
     assert later[0]["status"] == status
@@ -259,7 +285,7 @@ def test_through_plain_asgi_the_messages_are_the_same(
     assert deferred(service) == is_lookup, "this one was answered by the loop"
 
 
-@pytest.mark.parametrize("missing", ["headers", "method", "query_string", "raw_path", "type"])
+@pytest.mark.parametrize("missing", ["headers", "method", "query_string", "raw_path"])
 def test_no_exception_leaves_answer_now(
     app: tuple[Lookup, str, Service], missing: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -268,7 +294,7 @@ def test_no_exception_leaves_answer_now(
     del scope[missing]
     sent: list[Message] = []
 
-    assert lookup.answer_now(scope, sent.append) is False
+    assert lookup.answer_now(scope, arrived, sent.append) is False
 
     assert sent == []
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
@@ -284,9 +310,42 @@ def test_a_send_that_fails_leaves_answer_now_too_as_false(
     def fail(message: Message) -> None:
         raise OSError
 
-    assert lookup.answer_now(scope_of(JANE, key), fail) is False
+    assert lookup.answer_now(scope_of(JANE, key), arrived, fail) is False
     assert caplog.records
     assert key not in caplog.text
+
+
+def test_a_body_in_pieces_is_answered_when_the_last_one_is_there(app: tuple[Lookup, str, Service]) -> None:
+    lookup, key, _ = app
+    sent: list[Message] = []
+    pieces: list[Piece] = []
+
+    def receive() -> Piece:
+        pieces.append(Piece())
+        return pieces[-1]
+
+    assert lookup.answer_now(scope_of("/v1/profiles/lookup", key, "POST"), receive, sent.append)
+    for number, piece in enumerate((b'{"profiles":[{"id":', b'"12345"}]', b"}", b"")):
+        assert sent == []
+        pieces[number].arrive(piece, more=piece != b"")
+
+    assert [message.get("status") for message in sent] == [200, None]
+    assert len(pieces) == 4
+
+
+def test_a_body_that_takes_too_long_is_answered_once(app: tuple[Lookup, str, Service]) -> None:
+    lookup, key, _ = app
+    sent: list[Message] = []
+    piece = Piece()
+
+    assert lookup.answer_now(scope_of("/v1/profiles/lookup", key, "POST"), lambda: piece, sent.append)
+    lookup.expire_bodies()
+    assert sent == [], "its time has only begun"
+    piece.callback.expire()
+    piece.arrive(b'{"profiles":[]}', more=False)
+
+    assert [message.get("status") for message in sent] == [400, None]
+    assert b"not whole after 30 s" in sent[1]["body"]
 
 
 class Protocol:
@@ -294,6 +353,7 @@ class Protocol:
 
     def __init__(self, sent: list[Message]) -> None:
         self.send = sent.append
+        self.receive = arrived
 
 
 # Granian's own cannot be made from here, and is known by its name.

@@ -25,3 +25,5 @@ cdef class Exchange:
 cdef Exchange begin(Recorder recorder, scope, send, uint64_t* ids)
 cpdef log_fault(bytes request_id, error)
 cdef bytes decoded(const char* text, Py_ssize_t size)
+cdef bytes etag_of(uint64_t check, bytes suffix, bint is_packed)
+cdef bint matches(bytes none_match, bytes etag) except -1

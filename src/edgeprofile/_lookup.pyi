@@ -1,6 +1,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Any, final
 
+from edgeprofile._body import Reading
 from edgeprofile._gate import Gate
 from edgeprofile._limiter import SharedMap
 from edgeprofile._metrics import Recorder
@@ -14,9 +15,9 @@ class Lookup:
 
     It calls the other arguments for what is not worth compiling: `translate` makes (status, headers, body) of an
     error and a request id; `parse_fields` makes runs, and whether audiences are among them, of a query string, or
-    None of one without a choice, and `choose` of a list; `parse_many` and `read_body` are for the body of a request
-    for many; `accepted` tells the form (0 none, 1 JSON, 2 MessagePack) that an Accept header wants; `normalize`
-    lower-cases a value that is not ASCII. `deferred_counter` counts the lookups that `answer_now` was not asked for.
+    None of one without a choice, and `choose` of a list; `parse_many` reads the body of a request for many;
+    `accepted` tells the form (0 none, 1 JSON, 2 MessagePack) that an Accept header wants; `normalize` lower-cases a
+    value that is not ASCII. `deferred_counter` counts the lookups that `answer_now` was not asked for.
     """
 
     def __init__(
@@ -31,7 +32,6 @@ class Lookup:
         parse_fields: Callable[[bytes, Schema], tuple[Runs, bool] | None],
         choose: Callable[[list[str], Schema], tuple[Runs, bool]],
         parse_many: Callable[[bytes], tuple[list[Asked], list[str] | None]],
-        read_body: Callable[[Callable[[], Awaitable[Any]], int], Awaitable[bytes]],
         accepted: Callable[[bytes], int],
         normalize: Callable[[bytes], bytes],
         damaged_counter: int,
@@ -43,11 +43,17 @@ class Lookup:
     def __call__(
         self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
     ) -> Awaitable[None]: ...
-    def answer_now(self, scope: Any, send: Callable[[Any], Any]) -> bool:
-        """Answers the request if it is a lookup of one profile, from any thread, without an event loop.
+    def answer_now(self, scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]) -> bool:
+        """Answers the request if it is a lookup, from any thread, without an event loop; many once the body is there.
 
         Never raises; False means that nothing was answered.
         """
+
+    def expire_bodies(self) -> None:
+        """Refuses the requests whose bodies have taken too long. To be called now and then, from any thread."""
+
+    def finish_many(self, reading: Reading, outcome: bytes | Exception) -> None:
+        """Answers a request for many whose body is there, or will not be."""
 
     async def look_up_many(
         self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]

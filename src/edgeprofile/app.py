@@ -21,7 +21,7 @@ from edgeprofile.api.problems import HANDLERS, problem
 from edgeprofile.errors import ApiError, MalformedBody, RateLimited
 from edgeprofile.metrics import Counter, Surface, limited_slot, slots
 from edgeprofile.settings import Settings
-from edgeprofile.watch import KeyWatcher, ParentWatcher, SnapshotWatcher, Watcher
+from edgeprofile.watch import BodyWatcher, KeyWatcher, ParentWatcher, SnapshotWatcher, Watched, Watcher
 
 SHARED_MAP = "shared.map"
 # How long a watcher's thread may hold up a lookup that waits for the interpreter.
@@ -34,18 +34,18 @@ def build_app(settings: Settings) -> Lookup:
     workspaces = {name: Workspace(name, limited_slot(number)) for number, name in enumerate(settings.workspaces)}
     gate = Gate(shared, verify=lambda token: keys.verify(token), limited=_limited)
     keys = KeyWatcher(settings.data_dir, settings.limits, gate, workspaces, shared)
+    watched: list[Watched]
     snapshots = [
         SnapshotWatcher(snapshot.home(settings.data_dir, name), workspace, shared)
         for name, workspace in workspaces.items()
     ]
-    watchers = [Watcher(keys), *map(Watcher, snapshots), Watcher(ParentWatcher())]
     app = Starlette(
         routes=native.routes(list(workspaces.values())),
         exception_handlers=HANDLERS,
-        lifespan=lambda _: _watching(watchers),
+        lifespan=lambda _: _watching([Watcher(each) for each in watched]),
     )
     app.router.redirect_slashes = False
-    return Lookup(
+    lookup = Lookup(
         _recorded(app, Recorder(shared, *slots(Surface.OTHER))),
         gate,
         shared,
@@ -55,7 +55,6 @@ def build_app(settings: Settings) -> Lookup:
         parse_fields=native.parse_fields,
         choose=native.choose,
         parse_many=native.parse_many,
-        read_body=native.read_body,
         accepted=native.accepted,
         normalize=native.lowered,
         damaged_counter=Counter.RECORDS_DAMAGED,
@@ -64,6 +63,8 @@ def build_app(settings: Settings) -> Lookup:
         response_bytes_max=settings.limits.response_bytes_max,
         cache_control=settings.server.cache_control.encode(),
     )
+    watched = [keys, *snapshots, BodyWatcher(lookup), ParentWatcher()]
+    return lookup
 
 
 def open_shared(settings: Settings) -> SharedMap:

@@ -2,7 +2,8 @@
 
 Granian brings each request from a thread of its own by `call_soon_threadsafe`. A lookup waits for nothing, so
 answering it in that thread, there and then, gives the same answer without waking the loop's thread, which costs more
-than the lookup. All other requests take the usual way.
+than the lookup. A lookup of many waits for its body, of which Granian brings the pieces in the same way and by the
+same thread. All other requests take the usual way.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, TypeVarTuple, cast
 
 import uvloop
 
+from edgeprofile._body import Reading
 from edgeprofile._lookup import Lookup
 
 # What Granian 2.8 hands over with a request's coroutine. With another server, or another version that does it
@@ -32,9 +34,12 @@ class Loop(uvloop.Loop):
         self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
         given: tuple[Any, ...] = args
+        if type(callback) is Reading:
+            callback(*args)
+            return ANSWERED
         if len(given) == 2 and self.lookup is not None and type(given[1]).__name__ == WATCHER:
             coroutine, watcher = given
-            if self.lookup.answer_now(watcher.scope, watcher.proto.send):
+            if self.lookup.answer_now(watcher.scope, watcher.proto.receive, watcher.proto.send):
                 coroutine.close()
                 return ANSWERED
         return super().call_soon_threadsafe(callback, *args, context=context)

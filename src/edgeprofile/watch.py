@@ -16,6 +16,7 @@ from pathlib import Path
 from edgeprofile import limiter, snapshot
 from edgeprofile._gate import Gate, Grant
 from edgeprofile._limiter import Policy, SharedMap
+from edgeprofile._lookup import Lookup
 from edgeprofile._store import Store, Workspace, take_unheld
 from edgeprofile.errors import EdgeprofileError, KeyFileError, NoSnapshot, StoreError
 from edgeprofile.keys import Key, KeyTable, stamp_of
@@ -173,6 +174,17 @@ class KeyWatcher:
         )
 
 
+class BodyWatcher:
+    """Refuses requests whose body takes too long to come in."""
+
+    def __init__(self, lookup: Lookup) -> None:
+        self._lookup = lookup
+
+    def poll(self) -> None:
+        """Looks at all that are coming in."""
+        self._lookup.expire_bodies()
+
+
 class ParentWatcher:
     """Ends a process whose main process was killed: nobody else would, and it holds the port."""
 
@@ -186,13 +198,16 @@ class ParentWatcher:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+Watched = SnapshotWatcher | KeyWatcher | BodyWatcher | ParentWatcher
+
+
 class Watcher(threading.Thread):
     """Polls one of them until it is stopped. A fault in one poll is logged, and the next goes on.
 
     Each has a thread of its own: hashing a large snapshot takes seconds, and a revoked key must not wait for it.
     """
 
-    def __init__(self, watched: SnapshotWatcher | KeyWatcher | ParentWatcher) -> None:
+    def __init__(self, watched: Watched) -> None:
         super().__init__(name=f"edgeprofile-{type(watched).__name__}", daemon=True)
         self._watched = watched
         self._stopping = threading.Event()

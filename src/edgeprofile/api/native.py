@@ -6,10 +6,8 @@ an Accept header, a value that is not ASCII) it asks here, and remembers.
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -19,7 +17,7 @@ from starlette.routing import Route
 
 from edgeprofile import record
 from edgeprofile._store import Workspace
-from edgeprofile.errors import BodyTooLarge, MalformedBody, NotReady, UnknownField
+from edgeprofile.errors import MalformedBody, NotReady, UnknownField
 from edgeprofile.record import Runs, Schema
 
 FIELD_SECTIONS = ("identifiers", "attributes", "metrics", "audiences")
@@ -31,8 +29,6 @@ QUALITY = re.compile(r"0(\.[0-9]*)?|1(\.0*)?")
 MANY_MAX = 100
 # An error quotes what it is about, which may be long.
 ERROR_CHARS_MAX = 300
-# A body that takes longer is a slow client's, or an attack.
-BODY_SECONDS_MAX = 30.0
 
 
 def parse_fields(query: bytes, schema: Schema) -> tuple[Runs, bool] | None:
@@ -118,29 +114,6 @@ def parse_many(body: bytes) -> tuple[list[Asked], list[str] | None]:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MalformedBody(f"{str(error)[:ERROR_CHARS_MAX]}.") from None
     return many.profiles, many.fields
-
-
-async def read_body(
-    receive: Callable[[], Awaitable[Any]], bytes_max: int, seconds_max: float = BODY_SECONDS_MAX
-) -> bytes:
-    """The whole body of a request. Raises BodyTooLarge without reading on, MalformedBody."""
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(seconds_max):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    # Also where the connection stands, but its chunks are no chunks.
-                    raise MalformedBody("The body ended early, or its encoding is broken.")
-                chunks.append(message.get("body", b""))
-                size += len(chunks[-1])
-                if size > bytes_max:
-                    raise BodyTooLarge(bytes_max)
-                if not message.get("more_body"):
-                    return b"".join(chunks)
-    except TimeoutError:
-        raise MalformedBody(f"The body was not whole after {seconds_max:g} s.") from None
 
 
 def accepted(header: bytes) -> int:
