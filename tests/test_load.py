@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -432,3 +433,12 @@ def test_a_column_with_a_collation_is_sorted_and_told_apart_by_its_bytes(tmp_pat
     shop.load()
     assert [shop.found("email", email) for email in ("A@x", "B@x", "a@x", "b@x")] == [["a"], ["b"], ["A"], ["B"]]
     assert list(shop.bodies()) == ["A", "B", "a", "b"]
+
+
+def test_a_load_gives_way_to_lookups(shop: Workshop) -> None:
+    shop.model("SELECT '1' AS id")
+    script = (
+        "import atexit, os, sys; atexit.register(lambda: print(os.nice(0))); from edgeprofile.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script, "load"], cwd=shop.folder, capture_output=True, check=True)
+    assert int(done.stdout.split()[-1]) == os.nice(0) + 10

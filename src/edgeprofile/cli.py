@@ -18,6 +18,8 @@ from edgeprofile import keys, reader, snapshot, status
 from edgeprofile.errors import EdgeprofileError, ModelError, UsageError
 from edgeprofile.settings import DURATION_UNITS_S, Server, Settings, load
 
+NICENESS = 10
+
 Arguments = argparse.Namespace
 
 
@@ -175,6 +177,8 @@ def run_load(arguments: Arguments) -> int:
     settings = _settings(arguments)
     # Not by way of SIGINT, which a shell has its background processes ignore.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Lookups come first; the kernel derives the priority of reads and writes from this too.
+    os.nice(NICENESS)
     worst = 0
     for name in [arguments.workspace] if arguments.workspace else settings.workspaces:
         try:
