@@ -18,6 +18,7 @@ from typing import NamedTuple
 from harness import (
     HOST,
     PROFILES,
+    Measured,
     Row,
     Server,
     Shop,
@@ -37,6 +38,7 @@ from peers import FASTAPI, FASTAPI_MODULES, NGINX, nginx_modules, start_fastapi,
 from edgeprofile.demo import PROFILE_ID
 
 PREFIX = "/v1/profiles/id/"
+MANY_CONNECTIONS = 64
 
 
 class Peer(NamedTuple):
@@ -78,10 +80,17 @@ def measure(chosen: argparse.Namespace) -> Iterator[Row]:
             random.Random(3).shuffle(ids)
             load = walk(stage.folder, [PREFIX + each for each in ids], shop.header)
             pairs = compare(ours, theirs, load, chosen.pairs, chosen.seconds)
-        our_cost, their_cost = cost(a for a, _ in pairs), cost(b for _, b in pairs)
-        faster, cheaper = Spread.of(a.rate / b.rate for a, b in pairs), Spread.of(b.cpu_us / a.cpu_us for a, b in pairs)
-        yield Row.measured(rate, faster, peer.target, ours=our_cost, peer=their_cost)
-        yield Row.measured(cpu, cheaper, ours=our_cost, peer=their_cost)
+            crowd = compare(ours, theirs, load, chosen.pairs, chosen.seconds, MANY_CONNECTIONS)
+        yield against(rate, pairs, peer.target)
+        yield against(f"the same over {MANY_CONNECTIONS} connections", crowd)
+        cheaper = Spread.of(b.cpu_us / a.cpu_us for a, b in pairs)
+        yield Row.measured(cpu, cheaper, ours=cost(a for a, _ in pairs), peer=cost(b for _, b in pairs))
+
+
+def against(what: str, pairs: list[tuple[Measured, Measured]], target: Target | None = None) -> Row:
+    """How many times the peer's requests a second ours are."""
+    faster = Spread.of(a.rate / b.rate for a, b in pairs)
+    return Row.measured(what, faster, target, ours=cost(a for a, _ in pairs), peer=cost(b for _, b in pairs))
 
 
 def answers(ours: Server, ids: list[str], shop: Shop) -> dict[str, bytes]:

@@ -47,7 +47,7 @@ WIDTHS = (50, 22, 22, 26, 22, 0)
 
 
 class BenchError(Exception):
-    """A measurement that cannot be had; the message is one line for whoever runs the program."""
+    """A measurement that cannot be had; the message is one line."""
 
 
 # --- figures and rows ----------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def walk(folder: Path, requests: Iterable[str], *headers: str) -> Load:
 
 
 class Measured(NamedTuple):
-    """One run of wrk: what it counted, in so many seconds, and the CPU time of all server processes meanwhile."""
+    """One run of wrk, and the server's CPU time meanwhile: `rate` requests a second, `cpu_us` microseconds for one."""
 
     requests: int
     seconds: float
@@ -282,12 +282,10 @@ class Measured(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Requests a second."""
         return self.requests / self.seconds
 
     @property
     def cpu_us(self) -> float:
-        """CPU microseconds a request."""
         return self.cpu_s / self.requests * 1e6
 
 
@@ -327,11 +325,13 @@ class Server(NamedTuple):
         return Measured(int(counted[1]), float(counted[2]) * {"ms": 0.001, "s": 1, "m": 60}[counted[3]], used)
 
 
-def compare(ours: Server, peer: Server, load: Load, pairs: int, seconds: int) -> list[tuple[Measured, Measured]]:
+def compare(
+    ours: Server, peer: Server, load: Load, pairs: int, seconds: int, connections: int = CONNECTIONS
+) -> list[tuple[Measured, Measured]]:
     """Pairs of runs of wrk, after one of a second each that does not count: what is lazy has happened then."""
     for server in (ours, peer):
-        server.wrk(load, 1)
-    return alternate(lambda: ours.wrk(load, seconds), lambda: peer.wrk(load, seconds), pairs)
+        server.wrk(load, 1, connections)
+    return alternate(lambda: ours.wrk(load, seconds, connections), lambda: peer.wrk(load, seconds, connections), pairs)
 
 
 def cost(runs: Iterable[Measured]) -> str:

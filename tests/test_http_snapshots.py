@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from conftest import MakeService
 from service import Answer, Connection, Service, change_manifest, copy_snapshot, mappings, request, until
 
 from edgeprofile import snapshot
+from edgeprofile.watch import HASHED_HERE_BYTES_MAX
 
 PROFILES, GENERATIONS = 300, 20
 HOLE_BYTES = 2 << 30
@@ -218,10 +220,27 @@ def files_open(pid: int) -> list[str]:
     return [os.path.realpath(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
 
 
-def grow_by_a_hole(folder: Path) -> None:
-    """To gigabytes that take no room on the disk, and seconds to hash."""
-    os.truncate(folder / snapshot.PROFILES, HOLE_BYTES)
-    change_manifest(folder, file_bytes=HOLE_BYTES)
+def grow_by_a_hole(folder: Path, size: int) -> None:
+    """To many bytes that take no room on the disk, but time to hash."""
+    os.truncate(folder / snapshot.PROFILES, size)
+    change_manifest(folder, file_bytes=size)
+
+
+def copy_large(service: Service, size: int) -> Path:
+    """The current snapshot's folder under another name, grown by a hole; its hash is no longer right."""
+    whole = snapshot.folder(service.home(), snapshot.current(service.home()))
+    large = whole.with_name(f"{whole.name[:-8]}00000000")
+    copy_snapshot(whole, large)
+    grow_by_a_hole(large, size)
+    return large
+
+
+def is_hashed(folder: Path, worker: int) -> bool:
+    """Whether a process that a worker has started for that reads the snapshot's file."""
+    children = [pid for file in Path(f"/proc/{worker}/task").glob("*/children") for pid in file.read_text().split()]
+    with contextlib.suppress(FileNotFoundError):  # one that has just ended
+        return any(str(folder / snapshot.PROFILES) in files_open(int(pid)) for pid in children)
+    return False
 
 
 def flip_the_manifest(folder: Path) -> None:
@@ -339,22 +358,32 @@ def test_a_current_that_makes_no_sense_is_refused_and_the_old_snapshot_stays(ser
 def test_a_key_is_refused_while_a_large_snapshot_is_still_being_hashed(make_service: MakeService) -> None:
     service = make_service({"shop": DECLARED})
     publish(service, 0)
-    whole = snapshot.folder(service.home(), snapshot.current(service.home()))
-    large = whole.with_name(f"{whole.name[:-8]}00000000")
-    copy_snapshot(whole, large)
-    grow_by_a_hole(large)
+    large = copy_large(service, HOLE_BYTES)
     key = service.key()
     service.start()
     assert service.get("/v1/profiles/id/p1", key).status == 200
 
     snapshot.point_current(service.home(), large.name)
     (worker,) = service.workers()
-    until(lambda: str(large / snapshot.PROFILES) in files_open(worker), "the worker reads it")
+    until(lambda: is_hashed(large, worker), "the worker has it read")
     service.revoke(key)
     until(lambda: service.get("/v1/profiles/id/p1", key).status == 401, "the key is refused")
 
     assert "snapshot refused" not in service.log()
     until(lambda: "does not match its SHA-256" in service.log(), "the hash is done", 60)
+
+
+def test_a_large_snapshot_is_taken_if_its_hash_is_right(make_service: MakeService) -> None:
+    service = make_service({"shop": DECLARED})
+    publish(service, 0)
+    large = copy_large(service, HASHED_HERE_BYTES_MAX + 4096)
+    change_manifest(large, sha256=snapshot.hash_file(large / snapshot.PROFILES))
+    service.start()
+
+    snapshot.point_current(service.home(), large.name)
+
+    until(lambda: f"serving snapshot {large.name}" in service.log(), "it is served", 20)
+    assert "refused" not in service.log()
 
 
 def test_a_current_that_is_gone_leaves_the_old_snapshot(served: Served) -> None:

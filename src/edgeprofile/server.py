@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from granian import Granian, loops
-from granian.constants import HTTPModes, Interfaces, Loops
+from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server.common import AbstractServer
@@ -133,6 +133,8 @@ def granian(settings: Settings) -> AbstractServer[Any]:
         # HTTP/2 to callers speaks HTTP/1.1 to us.
         http=HTTPModes.http1,
         websockets=False,
+        # A worker has one thread for its connections: telling it so costs less than a pool of one.
+        runtime_mode=RuntimeModes.st,
         loop=Loops.auto,
         backlog=4096,
         # Each worker's queue of accepted requests; a lookup takes microseconds, so it never fills for long.

@@ -19,12 +19,20 @@ import hashlib
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
-from edgeprofile.errors import FormatUnsupported, LoaderBusy, NoSnapshot, SnapshotDamaged, StoreError
+from edgeprofile.errors import (
+    EdgeprofileError,
+    FormatUnsupported,
+    LoaderBusy,
+    NoSnapshot,
+    SnapshotDamaged,
+    StoreError,
+)
 
 MANIFEST_FORMAT = 1
 CURRENT = "CURRENT"
@@ -35,6 +43,7 @@ MANIFEST = "manifest.json"
 REJECTS = "rejects.ndjson"
 REFRESH = "refresh.json"
 BUILDING = ".building-"
+LOWEST_PRIORITY = 19
 NAME = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{8}")
 
 # The crash points of `publish`, in order. After any of them the readers see the old snapshot or the new one, whole.
@@ -381,3 +390,12 @@ def note(home: Path, outcome: Outcome) -> None:
     temporary = home / (REFRESH + ".new")
     write_synced(temporary, msgspec.json.encode(outcome))
     temporary.replace(home / REFRESH)
+
+
+if __name__ == "__main__":
+    # A worker runs this for a large snapshot that it is to take over.
+    os.nice(LOWEST_PRIORITY)
+    try:
+        check_hash(Path(sys.argv[1]), read_manifest(Path(sys.argv[1])))
+    except (EdgeprofileError, OSError) as error:
+        sys.exit(str(error))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -18,7 +20,7 @@ from edgeprofile._gate import Gate, Grant
 from edgeprofile._limiter import Policy, SharedMap
 from edgeprofile._lookup import Lookup
 from edgeprofile._store import Store, Workspace, take_unheld
-from edgeprofile.errors import EdgeprofileError, KeyFileError, NoSnapshot, StoreError
+from edgeprofile.errors import EdgeprofileError, KeyFileError, NoSnapshot, SnapshotDamaged, StoreError
 from edgeprofile.keys import Key, KeyTable, stamp_of
 from edgeprofile.metrics import Counter
 from edgeprofile.reader import Reader
@@ -28,6 +30,8 @@ POLL_INTERVAL_S = 0.1
 # A snapshot that was refused is tried again this much later, or at once when CURRENT names another.
 RETRY_INTERVAL_S = 10.0
 STOP_SECONDS_MAX = 1.0
+# What takes less time than to start a process.
+HASHED_HERE_BYTES_MAX = 32 * 1024 * 1024
 
 log = logging.getLogger("edgeprofile")
 
@@ -81,7 +85,7 @@ class SnapshotWatcher:
         folder = snapshot.folder(self._home, name)
         manifest = snapshot.read_manifest(folder)
         if not is_first:
-            snapshot.check_hash(folder, manifest)
+            _check_hash(folder, manifest)
         reader = Reader(folder, manifest)
         try:
             reader.check_samples()
@@ -96,7 +100,7 @@ class SnapshotWatcher:
         reader, self._unhashed = self._unhashed, None
         if reader is not None:
             try:
-                snapshot.check_hash(snapshot.folder(self._home, reader.name), reader.manifest)
+                _check_hash(snapshot.folder(self._home, reader.name), reader.manifest)
             except (EdgeprofileError, OSError) as error:
                 log.error("workspace %s: served for want of another: %s", self._home.name, error)
                 self._shared.add(Counter.SNAPSHOTS_REFUSED, 1)
@@ -111,6 +115,21 @@ class SnapshotWatcher:
         """Unmaps what no lookup holds any more, so that none finds itself unmapping gigabytes."""
         for store in take_unheld(self._retired):
             store.reader.close()
+
+
+def _check_hash(folder: Path, manifest: snapshot.Manifest) -> None:
+    """Hashes a large file in a process of its own, at the lowest priority.
+
+    Here it would take a core from lookups, and after each piece the interpreter's lock.
+    """
+    if manifest.file_bytes <= HASHED_HERE_BYTES_MAX:
+        snapshot.check_hash(folder, manifest)
+        return
+    command = [sys.executable, "-P", "-m", "edgeprofile.snapshot", str(folder)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode:
+        why = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][:200]
+        raise SnapshotDamaged(why or f"snapshot {folder.name} could not be hashed")
 
 
 class KeyWatcher:
