@@ -171,6 +171,7 @@ class Burst:
         self._wrong = 0
         self._passed_after = 0
         self._denied_after = 0
+        self._is_over = False
 
     @property
     def seconds_max(self) -> float:
@@ -192,6 +193,7 @@ class Burst:
         while due < self._rested_at + self._after_s:
             yield due
             due = max(due + 1 / self._rate, self._latest - self.CATCH_UP_S)
+        self._is_over = True
 
     def record(self, answer: Answer) -> None:
         self._lacking = max(0.0, self._lacking - self._rate * (answer.got - self._latest))
@@ -236,7 +238,7 @@ class Burst:
                 "429 came too early: was the key rested, and unused by others (two minutes do), and are its limits "
                 "those that --key-rate and the like say?"
             )
-        elif end < self._rested_at + self._after_s:
+        elif not self._is_over:
             problems.append("it was stopped before its end")
         if self._denied_after:
             problems.append(f"{self._denied_after} requests within the sustained rate were refused after the rest")

@@ -146,6 +146,16 @@ def test_a_burst_that_is_stopped_is_not_accepted() -> None:
     assert "it was stopped" in run.verdict(due)[1][0]
 
 
+def test_a_burst_that_is_stopped_behind_its_first_429_is_not_accepted() -> None:
+    run = Burst(SMALL, 100)
+    for number, due in enumerate(run.slots(START)):
+        is_denied = number == 2_000  # 20 s, in each of which 50 more are taken than flow back into a bucket of 1,000
+        run.record(Answer(due, due, due + LATENCY_S, 1, 429 if is_denied else 200, not is_denied, 1))
+        if is_denied:
+            break
+    assert run.verdict(due + 3_600)[1] == ["it was stopped before its end"]
+
+
 def test_a_burst_no_faster_than_the_sustained_rate_is_refused() -> None:
     with pytest.raises(ValueError, match="faster"):
         Burst(DEFAULT, 500)
