@@ -3,7 +3,7 @@
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint64_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memchr, memcmp, memcpy
 
 from edgeprofile._metrics cimport Recorder, clock_ns
 from edgeprofile._store cimport write_hex
@@ -147,6 +147,34 @@ cdef bint matches(bytes none_match, bytes etag) except -1:
 
 
 # --- paths ---------------------------------------------------------------------------------------------------------
+
+cdef bint split(const char* at, const char* end, Route* route) noexcept:
+    """Reads a path; False for one that is no lookup's."""
+    cdef const char* slash
+    if end - at < 16 or memcmp(at, b"/v1/profiles/", 13) != 0:
+        return False
+    at += 13
+    route.namespace = NULL
+    if memcmp(at, b"id/", 3) == 0:
+        at += 3
+    elif end - at >= 11 and memcmp(at, b"identifier/", 11) == 0:
+        at += 11
+        slash = <const char*>memchr(at, b"/", end - at)
+        if slash == NULL:
+            return False
+        route.namespace = at
+        route.namespace_bytes = slash - at
+        at = slash + 1
+    else:
+        return False
+    slash = <const char*>memchr(at, b"/", end - at) if end > at else NULL
+    route.is_events = slash != NULL
+    if route.is_events and (end - slash != 7 or memcmp(slash, b"/events", 7) != 0):
+        return False
+    route.value = at
+    route.value_bytes = (slash if route.is_events else end) - at
+    return True
+
 
 cdef inline int digit(char c) noexcept nogil:
     if c'0' <= c <= c'9':

@@ -7,14 +7,15 @@ JSON and allocates one body. What goes wrong is raised as an ApiError and become
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memchr, memcmp, memcpy
+from libc.string cimport memcmp, memcpy
 
 import asyncio
 import logging
 import os
 
 from edgeprofile._body cimport BODY_SECONDS_MAX, Body, Reading, too_slow
-from edgeprofile._exchange cimport Exchange, begin, decoded, etag_of, log_fault, matches
+from edgeprofile._events cimport Page, Wanted, read_page
+from edgeprofile._exchange cimport Exchange, Route, begin, decoded, etag_of, log_fault, matches, split
 from edgeprofile._gate cimport Gate, Grant
 from edgeprofile._limiter cimport SharedMap
 from edgeprofile._metrics cimport Recorder, clock_ns
@@ -30,7 +31,7 @@ from edgeprofile.errors import (
 cdef enum:
     URL_BYTES_MAX = 8192
     HEADERS_BYTES_MAX = 32768
-    PLANS_MAX = 1024
+    WANTED_MAX = 1024
     ACCEPTS_MAX = 256
     MANY_MAX = 100  # as api.native's
     MANY_BYTES = 15  # {"profiles":[]}
@@ -42,7 +43,6 @@ cdef enum:
     JSON = 1
     MSGPACK = 2
 
-cdef const char* PREFIX = b"/v1/profiles/"
 cdef tuple JSON_TYPE = (b"content-type", b"application/json")
 cdef tuple MSGPACK_TYPE = (b"content-type", b"application/msgpack")
 cdef tuple VARY = (b"vary", b"accept")  # for caches, should the setting of cache-control let them keep answers
@@ -55,19 +55,19 @@ log = logging.getLogger("edgeprofile")
 cdef class Lookup:
     """The ASGI callable. `app` answers what is no lookup; see the stub for what the other arguments do."""
 
-    cdef object app, translate, parse_fields, choose, parse_many, accepted, normalize
+    cdef object app, translate, parse_fields, choose, parse_many, parse_events, accepted, normalize
     cdef Gate gate
     cdef SharedMap shared
     cdef Recorder recorder, recorder_many
     cdef uint32_t damaged_counter, deferred_counter
     cdef uint64_t request_bytes_max, response_bytes_max
     cdef tuple cache_control
-    cdef dict accepts
+    cdef dict accepts, wanted
     cdef set readings
     cdef uint64_t ids
 
     def __init__(self, app, Gate gate, SharedMap shared, *, Recorder recorder, Recorder recorder_many, translate,
-                 parse_fields, choose, parse_many, accepted, normalize, uint32_t damaged_counter,
+                 parse_fields, choose, parse_many, parse_events, accepted, normalize, uint32_t damaged_counter,
                  uint32_t deferred_counter, uint64_t request_bytes_max, uint64_t response_bytes_max,
                  bytes cache_control):
         self.app = app
@@ -79,6 +79,7 @@ cdef class Lookup:
         self.parse_fields = parse_fields
         self.choose = choose
         self.parse_many = parse_many
+        self.parse_events = parse_events
         self.accepted = accepted
         self.normalize = normalize
         self.damaged_counter = damaged_counter
@@ -87,6 +88,7 @@ cdef class Lookup:
         self.response_bytes_max = response_bytes_max
         self.cache_control = (b"cache-control", cache_control)
         self.accepts = {}
+        self.wanted = {}
         self.readings = set()
         self.ids = int.from_bytes(os.urandom(8), "little") | 1
 
@@ -131,51 +133,33 @@ cdef class Lookup:
     # --- one profile -----------------------------------------------------------------------------------------------
 
     cdef bint look_up(self, bytes path, scope, send) except -1:
-        """Splits the path; False for what is no lookup, to which nothing was answered."""
+        """False for what is no lookup, to which nothing was answered."""
         cdef const char* at = PyBytes_AS_STRING(path)
-        cdef const char* end = at + PyBytes_GET_SIZE(path)
-        cdef const char* namespace = NULL
-        cdef const char* value = NULL
-        cdef const char* slash
-        if end - at + PyBytes_GET_SIZE(<bytes>scope["query_string"]) <= URL_BYTES_MAX:
-            if end - at < 16 or memcmp(at, PREFIX, 13) != 0:
-                return False
-            at += 13
-            if memcmp(at, b"id/", 3) == 0:
-                value = at + 3
-            elif end - at >= 11 and memcmp(at, b"identifier/", 11) == 0:
-                namespace = at + 11
-                slash = <const char*>memchr(namespace, b"/", end - namespace)
-                if slash == NULL:
-                    return False
-                value = slash + 1
-            else:
-                return False
-            if end > value and memchr(value, b"/", end - value) != NULL:
-                return False
-        self.respond(begin(self.recorder, scope, send, &self.ids), scope["query_string"], namespace, value, end)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(path)
+        cdef Route route
+        if size + PyBytes_GET_SIZE(<bytes>scope["query_string"]) > URL_BYTES_MAX:
+            route.value = NULL
+        elif not split(at, at + size, &route):
+            return False
+        self.respond(begin(self.recorder, scope, send, &self.ids), scope["query_string"], &route)
         return True
 
-    cdef int respond(self, Exchange exchange, bytes query, const char* namespace, const char* value,
-                     const char* end) except -1:
+    cdef int respond(self, Exchange exchange, bytes query, const Route* route) except -1:
         try:
             check_headers(exchange)
-            if value == NULL:
+            if route.value == NULL:
                 raise UrlTooLong(URL_BYTES_MAX)
             if exchange.method != "GET" and exchange.method != "HEAD":
                 raise MethodNotAllowed("GET, HEAD")
-            self.answer(exchange, query, namespace, value, end)
+            self.answer(exchange, query, route)
         except Exception as error:
             self.refuse(exchange, error)
         return 0
 
-    cdef int answer(self, Exchange exchange, bytes query, const char* namespace, const char* value,
-                    const char* end) except -1:
+    cdef int answer(self, Exchange exchange, bytes query, const Route* route) except -1:
         cdef Grant grant = self.authorize(exchange)
         cdef Store store
-        cdef Plan plan
-        cdef bytes primary, etag, body
-        cdef View view
+        cdef bytes primary
         cdef int form
         self.gate.admit(grant, 1)
         self.check_body(exchange)
@@ -183,19 +167,50 @@ cdef class Lookup:
         store = grant.workspace.store
         if store is None:
             raise NotReady()
-        if namespace == NULL:
-            primary = decoded(value, end - value)
-        else:
-            primary = store.primary_of(decoded(namespace, value - 1 - namespace), decoded(value, end - value),
-                                       self.normalize)
-        plan = self.plan_of(store, query)
+        primary = decoded(route.value, route.value_bytes)
+        if route.namespace != NULL:
+            primary = store.primary_of(decoded(route.namespace, route.namespace_bytes), primary, self.normalize)
+        if route.is_events:
+            return self.answer_events(exchange, store, primary, query, form)
+        return self.answer_profile(exchange, store, primary, query, form)
+
+    cdef int answer_profile(self, Exchange exchange, Store store, bytes primary, bytes query, int form) except -1:
+        cdef Plan plan = store.plan_of(query, self.parse_fields)
+        cdef View view
+        cdef bytes etag
         store.open(&view, primary)
         etag = etag_of(view.check, plan.suffix, form == MSGPACK)
-        if exchange.none_match is not None and matches(exchange.none_match, etag):
-            exchange.reply(304, [(b"etag", etag), self.cache_control, VARY,
-                                 (b"x-request-id", exchange.request_id)], b"")
-            return 0
-        body = self.body_of(&view, plan, store)
+        if not self.is_known(exchange, etag):
+            self.send(exchange, etag, self.body_of(&view, plan, store), form)
+        return 0
+
+    cdef int answer_events(self, Exchange exchange, Store store, bytes primary, bytes query, int form) except -1:
+        cdef Page page = read_page(store, primary, self.wanted_of(query), self.response_bytes_max)
+        cdef bytes etag = etag_of(page.check(), b"", form == MSGPACK)
+        self.check_answer(page.size())
+        if not self.is_known(exchange, etag):
+            self.send(exchange, etag, page.body(), form)
+        return 0
+
+    cdef Wanted wanted_of(self, bytes query):
+        """What a query string asks of events. Kept, unless it has a cursor, which comes once."""
+        cdef Wanted wanted = self.wanted.get(query)
+        if wanted is None:
+            wanted = self.parse_events(query)
+            if not wanted.has_cursor:
+                if len(self.wanted) >= WANTED_MAX:
+                    self.wanted = {}
+                self.wanted[query] = wanted
+        return wanted
+
+    cdef bint is_known(self, Exchange exchange, bytes etag) except -1:
+        """Whether the caller has this answer; then that is told."""
+        if exchange.none_match is None or not matches(exchange.none_match, etag):
+            return False
+        exchange.reply(304, [(b"etag", etag), self.cache_control, VARY, (b"x-request-id", exchange.request_id)], b"")
+        return True
+
+    cdef int send(self, Exchange exchange, bytes etag, bytes body, int form) except -1:
         if form == MSGPACK:
             body = self.packed_of(body)
         exchange.reply(200, [JSON_TYPE if form == JSON else MSGPACK_TYPE, (b"etag", etag), self.cache_control,
@@ -277,7 +292,7 @@ cdef class Lookup:
         store = grant.workspace.store
         if store is None:
             raise NotReady()
-        body = self.collect(store, asked, self.plan_of_fields(store, fields))
+        body = self.collect(store, asked, store.plan_of_fields(fields, self.choose))
         if form == MSGPACK:
             body = self.packed_of(body)
         exchange.reply(200, [JSON_TYPE if form == JSON else MSGPACK_TYPE, NO_STORE,
@@ -375,30 +390,6 @@ cdef class Lookup:
                 members={"valid": ["application/json", "application/msgpack"]},
             )
         return form
-
-    cdef Plan plan_of(self, Store store, bytes query):
-        """The plan of a query string, from the snapshot's table of them."""
-        cdef Plan plan = store.plans.get(query)
-        return plan if plan is not None else self.keep(store, query, self.parse_fields(query, store.reader.schema))
-
-    cdef Plan plan_of_fields(self, Store store, fields):
-        """The plan of a list of fields, None for all.
-
-        A query string cannot hold the zero bytes that mark these; a field can, which the count tells apart.
-        """
-        cdef bytes key = b"" if fields is None else "\0".join(["", str(len(fields)), *fields]).encode()
-        cdef Plan plan = store.plans.get(key)
-        return plan if plan is not None else self.keep(store, key, self.choose(fields, store.reader.schema))
-
-    cdef Plan keep(self, Store store, bytes key, parsed):
-        """Adds to the table of plans, unless the key is longer than any URL. When that is full it starts anew."""
-        cdef Plan whole = store.plans[b""]
-        cdef Plan plan = whole if parsed is None else Plan(parsed[0], parsed[1], False)
-        if PyBytes_GET_SIZE(key) <= URL_BYTES_MAX:
-            if len(store.plans) >= PLANS_MAX:
-                store.plans = {b"": whole}
-            store.plans[key] = plan
-        return plan
 
     cdef bytes packed_of(self, bytes body):
         cdef bytes answer

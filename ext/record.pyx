@@ -5,7 +5,7 @@ row becomes no Python object; what leaves is the segment, one key and location a
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
 from libc.stdint cimport INT64_MAX, INT64_MIN, UINT32_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
@@ -18,7 +18,7 @@ from edgeprofile._columns cimport (
     stream_of, text_at,
 )
 from edgeprofile._record cimport (
-    AUDIENCES_OPEN_BYTES, BITMAP_BYTES_MAX, FIELDS_MAX, FORMAT, HEADER_BYTES, RECORD_BYTES_MAX, RECORD_GOOD,
+    BITMAP_BYTES_MAX, FIELDS_MAX, FORMAT, HEADER_BYTES, RECORD_BYTES_MAX, RECORD_GOOD,
     RECORD_UNKNOWN_FORMAT, Cut, Run, View, checksum, cut, open_record, paste, record_check,
 )
 from json_text cimport (
@@ -40,14 +40,16 @@ REASONS = {PUT_TOO_LARGE: "record_too_large", PUT_BAD_UTF8: "invalid_utf8", PUT_
 @cython.auto_pickle(False)
 cdef class Batch:
     """What one stream became: `segment` (the records), `entries` ((id, place) of each, in the order of rows),
-    `contents` (8 bytes a record that change with all but the time of the refresh) and `refused` ((row, reason))."""
+    `contents` (8 bytes a record that change with all but the time of the refresh), `hashes` (4 bytes a record, of the
+    field that is to be hashed) and `refused` ((row, reason))."""
 
-    cdef readonly bytes segment, contents
+    cdef readonly bytes segment, contents, hashes
     cdef readonly list entries, refused
 
-    def __cinit__(self, bytes segment, bytes contents, list entries, list refused):
+    def __cinit__(self, bytes segment, bytes contents, bytes hashes, list entries, list refused):
         self.segment = segment
         self.contents = contents
+        self.hashes = hashes
         self.entries = entries
         self.refused = refused
 
@@ -59,27 +61,35 @@ cdef class Encoder:
 
     `names` and `types` (trees of record.Type) describe the columns of every stream that is to come: the fields
     of the schema in their order, then the primary id as text, then, if `has_updated`, when the row was updated
-    (a timestamp). Rows without that time are given `updated_us`.
+    (a timestamp). Rows without that time are given `updated_us`. The fields from `first_nested` on stand in an object
+    called `nested`; `_updated_at` follows it if `has_tail`. The number of a field of text may be `hashed`.
     """
 
     cdef Column* columns
-    cdef int count, first_audience
-    cdef bint has_updated
+    cdef int count, first_nested, hashed
+    cdef bint has_updated, has_tail
+    cdef bytes opening
     cdef int64_t updated_us
     cdef Buffer body
     cdef Buffer segment
     cdef uint32_t* ends
     cdef list names_kept
 
-    def __cinit__(self, list names, list types, int first_audience, bint has_updated, int64_t updated_us):
+    def __cinit__(self, list names, list types, int first_nested, bint has_updated, int64_t updated_us,
+                  str nested="_audiences", bint has_tail=True, int hashed=-1):
         cdef int i
         self.count = len(names)
         if self.count > FIELDS_MAX or len(types) != self.count + 1 + has_updated:
             raise ValueError("one type for each field, for the id, and for the time of update if there is one")
         if types[self.count].kind != TEXT or has_updated and types[self.count + 1].kind != TIMESTAMP:
             raise ValueError("the id is a text and the time of update a timestamp")
-        self.first_audience = first_audience
+        if hashed >= self.count or hashed >= 0 and types[hashed].kind != TEXT:
+            raise ValueError("what is hashed is a field of text")
+        self.first_nested = first_nested
         self.has_updated = has_updated
+        self.has_tail = has_tail
+        self.hashed = hashed
+        self.opening = b"," + json.dumps(nested).encode() + b":{"
         self.updated_us = updated_us
         self.names_kept = []
         self.columns = <Column*>PyMem_Calloc(len(types), sizeof(Column))
@@ -133,7 +143,7 @@ cdef class Encoder:
         cdef ArrowArray array
         cdef int64_t row = first_row
         cdef int i
-        cdef list entries = [], refused = [], contents = []
+        cdef list entries = [], refused = [], contents = [], hashes = []
         self.segment.size = 0
         memset(&schema, 0, sizeof(schema))
         if source.get_schema(source, &schema):
@@ -149,17 +159,17 @@ cdef class Encoder:
                 if array.release == NULL:
                     break
                 try:
-                    contents.append(self.encode_rows(&array, skipped, row, number, entries, refused))
+                    contents.append(self.encode_rows(&array, skipped, row, number, entries, refused, hashes))
                     row += array.length
                 finally:
                     array.release(&array)
         finally:
             schema.release(&schema)
         segment = PyBytes_FromStringAndSize(self.segment.start, self.segment.size)
-        return Batch(segment, b"".join(contents), entries, refused)
+        return Batch(segment, b"".join(contents), b"".join(hashes), entries, refused)
 
     cdef bytes encode_rows(self, const ArrowArray* array, skipped, int64_t first_row, uint32_t number,
-                           list entries, list refused):
+                           list entries, list refused, list hashes):
         cdef int64_t i
         cdef int code
         cdef size_t key_bytes, start
@@ -167,6 +177,7 @@ cdef class Encoder:
         cdef uint64_t content
         cdef bint skips = bool(skipped)
         cdef bytes contents = PyBytes_FromStringAndSize(NULL, 8 * array.length)
+        cdef bytes hashed = PyBytes_FromStringAndSize(NULL, 4 * array.length if self.hashed >= 0 else 0)
         cdef size_t kept = 0
         cdef uint32_t place[3]  # reader.PLACE
         cdef Column* primary = self.columns + self.count
@@ -186,9 +197,20 @@ cdef class Encoder:
             place[1] = <uint32_t>start
             place[2] = <uint32_t>(self.segment.size - start)
             entries.append((key[:key_bytes], PyBytes_FromStringAndSize(<char*>place, sizeof(place))))
-            memcpy(PyBytes_AS_STRING(contents) + kept, &content, 8)
-            kept += 8
-        return contents[:kept]
+            memcpy(PyBytes_AS_STRING(contents) + 8 * kept, &content, 8)
+            if self.hashed >= 0:
+                self.put_hash(array.offset + i, PyBytes_AS_STRING(hashed) + 4 * kept)
+            kept += 1
+        hashes.append(hashed[:4 * kept])
+        return contents[:8 * kept]
+
+    cdef void put_hash(self, int64_t row, char* to) noexcept:
+        """The low half of the checksum of the field that is hashed."""
+        cdef Column* column = self.columns + self.hashed
+        cdef size_t size
+        cdef const char* text = text_at(column, row + column.array.offset, &size)
+        cdef uint64_t hash = checksum(0, text, size)
+        memcpy(to, &hash, 4)
 
     cdef int encode_row(self, int64_t row, const char* key, size_t key_bytes, uint64_t* content) except -1:
         """Appends one record to the segment."""
@@ -207,8 +229,11 @@ cdef class Encoder:
             return code
         fields_bytes = self.body.size
         own_time = self.has_updated and self.read_updated(row, &updated_us)
-        code = put(&self.body, b'},"_updated_at":', 16) or put_timestamp(&self.body, updated_us, 1000000) \
-            or put(&self.body, b"}", 1)
+        if self.has_tail:
+            code = put(&self.body, b'},"_updated_at":', 16) or put_timestamp(&self.body, updated_us, 1000000) \
+                or put(&self.body, b"}", 1)
+        else:
+            code = put(&self.body, b"}}", 2)
         if code:
             return code
         # The time of the refresh is no content: without it, a refresh that found nothing new can be told.
@@ -220,11 +245,13 @@ cdef class Encoder:
         """`{f,f,…,"_audiences":{a,a,…`, without what closes it."""
         cdef int number, code
         cdef Column* column
+        cdef const char* opening = PyBytes_AS_STRING(self.opening)
+        cdef size_t opening_bytes = PyBytes_GET_SIZE(self.opening)
         code = put(&self.body, b"{", 1)
         for number in range(self.count):
             column = self.columns + number
-            if number == self.first_audience:
-                code = code or put(&self.body, b',"_audiences":{', AUDIENCES_OPEN_BYTES + 1)
+            if number == self.first_nested:
+                code = code or put(&self.body, opening, opening_bytes)
             if code:
                 return code
             if is_null(column, row + column.array.offset):
@@ -235,8 +262,8 @@ cdef class Encoder:
             bitmap[number >> 3] |= 1 << (number & 7)
             self.ends[present[0]] = <uint32_t>self.body.size
             present[0] += 1
-        if self.first_audience == self.count:
-            code = code or put(&self.body, b',"_audiences":{', AUDIENCES_OPEN_BYTES + 1)
+        if self.first_nested == self.count:
+            code = code or put(&self.body, opening, opening_bytes)
         return code
 
     cdef bint read_updated(self, int64_t row, int64_t* updated_us) noexcept:

@@ -12,7 +12,7 @@ from edgeprofile._record cimport (
     INDEX_CHECK_BYTES, RECORD_GOOD, RECORD_UNKNOWN_FORMAT, Cut, Run, View, checksum, cut, index_check, open_record,
     paste,
 )
-from edgeprofile._tree cimport DAMAGED, FOUND, IDENTIFIERS, MISSING, PROFILES, RECORDS
+from edgeprofile._tree cimport DAMAGED, EVENTS, FOUND, IDENTIFIERS, MISSING, PROFILES, RECORDS
 
 from edgeprofile.errors import FormatUnsupported, ProfileNotFound, RecordDamaged, SnapshotDamaged, UnknownNamespace
 
@@ -22,6 +22,8 @@ cdef extern from "Python.h":
 cdef enum:
     PLACE_BYTES = 12
     SUFFIX_DIGITS = 8
+    PLANS_MAX = 1024
+    KEY_BYTES_MAX = 8192  # of a plan: no URL is longer
 
 
 @cython.final
@@ -56,8 +58,6 @@ cdef class Store:
     """An open snapshot, as lookups see it. All that it points to is in the map of its `tree`."""
 
     def __cinit__(self, reader):
-        cdef uint32_t i
-        cdef bytes key
         self.reader = reader
         self.tree = reader.tree
         self.first_audience = reader.schema.first_audience
@@ -66,19 +66,30 @@ cdef class Store:
             for number, space in enumerate(reader.schema.namespaces)
         }
         self.plans = {b"": Plan((), True, True)}
-        self.segments = reader.manifest.segments
-        self.starts = <const char**>PyMem_Malloc(sizeof(char*) * (<size_t>self.segments + 1))
-        self.sizes = <size_t*>PyMem_Malloc(sizeof(size_t) * (<size_t>self.segments + 1))
-        if self.starts == NULL or self.sizes == NULL:
-            raise MemoryError()
-        for i in range(self.segments):
-            key = i.to_bytes(4, "big")
-            if self.tree.find(RECORDS, PyBytes_AS_STRING(key), 4, &self.starts[i], &self.sizes[i]) != FOUND:
-                raise SnapshotDamaged(f"snapshot {reader.name} lacks segment {i}")
+        self.name_field = 1 if reader.events_schema is not None and reader.events_schema.has_id else 0
+        self.find_segments(&self.records, RECORDS, reader.manifest.segments)
+        self.find_segments(&self.events, EVENTS, reader.manifest.event_segments)
 
     def __dealloc__(self):
-        PyMem_Free(self.starts)
-        PyMem_Free(self.sizes)
+        PyMem_Free(self.records.starts)
+        PyMem_Free(self.records.sizes)
+        PyMem_Free(self.events.starts)
+        PyMem_Free(self.events.sizes)
+
+    cdef int find_segments(self, Segments* segments, int database, uint32_t count) except -1:
+        """Where a database's segments are, which every look-up needs one of."""
+        cdef uint32_t i
+        cdef bytes key
+        segments.starts = <const char**>PyMem_Malloc(sizeof(char*) * (<size_t>count + 1))
+        segments.sizes = <size_t*>PyMem_Malloc(sizeof(size_t) * (<size_t>count + 1))
+        if segments.starts == NULL or segments.sizes == NULL:
+            raise MemoryError()
+        for i in range(count):
+            key = i.to_bytes(4, "big")
+            if self.tree.find(database, PyBytes_AS_STRING(key), 4, &segments.starts[i], &segments.sizes[i]) != FOUND:
+                raise SnapshotDamaged(f"snapshot {self.reader.name} lacks segment {i}")
+        segments.count = count
+        return 0
 
     cdef int locate(self, bytes primary, const unsigned char** record, uint32_t* size) except -1:
         """Where a profile's record is. Raises ProfileNotFound; a place outside the file is damage."""
@@ -93,10 +104,8 @@ cdef class Store:
         if found == DAMAGED or place_bytes != PLACE_BYTES:
             return 0
         memcpy(at, place, PLACE_BYTES)
-        if at[0] >= self.segments or <uint64_t>at[1] + at[2] > self.sizes[at[0]]:
-            return 0
-        record[0] = <const unsigned char*>self.starts[at[0]] + at[1]
-        size[0] = at[2]
+        record[0] = <const unsigned char*>slice_of(&self.records, at[0], at[1], at[2])
+        size[0] = at[2] if record[0] != NULL else 0
         return 0
 
     cdef int open(self, View* view, bytes primary) except -1:
@@ -126,6 +135,30 @@ cdef class Store:
             memcpy(to, view.body, view.body_bytes)
         else:
             paste(view, plan.slices, made, plan.with_audiences, to)
+
+    cdef Plan plan_of(self, bytes query, parse):
+        """The plan of a query string, which `parse(query, schema)` is asked for once."""
+        cdef Plan plan = self.plans.get(query)
+        return plan if plan is not None else self.keep(query, parse(query, self.reader.schema))
+
+    cdef Plan plan_of_fields(self, fields, choose):
+        """The plan of a list of fields, None for all, by `choose(fields, schema)`.
+
+        A query string cannot hold the zero bytes that mark these; a field can, which the count tells apart.
+        """
+        cdef bytes key = b"" if fields is None else "\0".join(["", str(len(fields)), *fields]).encode()
+        cdef Plan plan = self.plans.get(key)
+        return plan if plan is not None else self.keep(key, choose(fields, self.reader.schema))
+
+    cdef Plan keep(self, bytes key, parsed):
+        """Adds to the table of plans, unless the key is longer than any URL. When that is full it starts anew."""
+        cdef Plan whole = self.plans[b""]
+        cdef Plan plan = whole if parsed is None else Plan(parsed[0], parsed[1], False)
+        if PyBytes_GET_SIZE(key) <= KEY_BYTES_MAX:
+            if len(self.plans) >= PLANS_MAX:
+                self.plans = {b"": whole}
+            self.plans[key] = plan
+        return plan
 
     cdef bytes primary_of(self, bytes namespace, bytes value, object normalize):
         """The primary id of the profile that an identifier finds: of several, the most recently updated."""

@@ -66,7 +66,7 @@ cdef struct Meta:
 @cython.final
 @cython.auto_pickle(False)
 cdef class Tree:
-    """A file's three named databases."""
+    """A file's five named databases."""
 
     def __cinit__(self, path, size_t file_bytes, tuple names):
         cdef Database main

@@ -40,6 +40,37 @@ INSERT INTO profiles BY NAME SELECT 'large' AS profile_id, 'Lara' AS first_name,
 INSERT INTO profiles BY NAME SELECT 'élodie' AS profile_id, 'Élodie@Example.COM' AS email, 'Élodie' AS first_name;
 INSERT INTO profiles BY NAME SELECT unnest({ids}) AS profile_id, '2025-06-10 12:34:56' AS updated_at;
 """
+EVENTS_DECLARED = """
+id = "profile_id"
+identifiers = [{ column = "email", normalize = "lower" }]
+[workspaces.shop.events]
+sql = "SELECT * FROM events"
+profile = "profile_id"
+name = "event_name"
+time = "event_time"
+id = "event_id"
+"""
+# Events of one time, names that a query string must escape, a moment in microseconds, one before 1970.
+EVENTS = """
+CREATE TABLE profiles AS SELECT * FROM (VALUES ('ann', 'ann@example.com'), ('bob', 'bob@example.com'),
+    ('events', NULL), ('walk', NULL), ('wide', NULL), ('large', NULL), ('a/b', NULL)) AS made(profile_id, email);
+CREATE TABLE events (profile_id VARCHAR, event_id VARCHAR, event_name VARCHAR, event_time TIMESTAMP, page VARCHAR,
+    amount DECIMAL(10, 2), tags VARCHAR[]);
+INSERT INTO events VALUES
+    ('ann', 'e1', 'page', '2025-06-10 12:00:00', '/ä"', NULL, NULL),
+    ('ann', 'e2', 'order', '2025-06-10 12:00:00', NULL, 1.50, ['a', NULL]),
+    ('ann', 'e3', 'page', '2025-06-11 00:00:00', '/', NULL, NULL),
+    ('ann', 'e4', 'Add to cart', '2025-06-10 23:59:59.999999', NULL, NULL, NULL),
+    ('ann', 'e5', 'a,b&c=d', '2025-06-09 10:00:00.123', NULL, NULL, NULL),
+    ('ann', 'e6', 'Käse+Brot', '1969-07-20 20:17:40', NULL, -0.01, []),
+    ('a/b', 'e1', 'page', '2025-06-10 12:00:00', NULL, NULL, NULL);
+INSERT INTO events SELECT 'walk', 'w' || lpad(i::VARCHAR, 4, '0'), 'name ' || i % 3,
+    TIMESTAMP '2025-01-01' + INTERVAL (i // 7) SECOND, NULL, i, NULL FROM range(700) r(i);
+INSERT INTO events SELECT 'wide', 'w' || i, 'wide', TIMESTAMP '2025-01-01' + INTERVAL (i) SECOND, repeat('x', 30000),
+    i, NULL FROM range(60) r(i);
+INSERT INTO events SELECT 'large', 'l' || i, 'large', TIMESTAMP '2025-01-01' + INTERVAL (i) SECOND,
+    repeat('x', CASE i WHEN 1 THEN 1100000 ELSE 1 END), i, NULL FROM range(3) r(i);
+"""
 # Ids that a path can hold only in escapes, or not as they look.
 ODD_IDS = (
     "a/b",
@@ -102,3 +133,20 @@ def key(service: Service) -> str:
 @pytest.fixture(scope="session")
 def bank_key(service: Service) -> str:
     return service.key("bank")
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Two workers over a workspace with events. Tests ask and mint keys; they change nothing else."""
+    made = Service(tmp_path_factory.mktemp("shop"), {"shop": EVENTS_DECLARED}, workers=2)
+    made.run_sql(EVENTS)
+    made.load()
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="session")
+def token(shop: Service) -> str:
+    """A key of `shop` that no limit touches."""
+    return shop.key()

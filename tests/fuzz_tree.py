@@ -39,7 +39,13 @@ def write_file(path: Path, commits: list[Commit], **options: Any) -> dict[bytes,
     """A file of LMDB's, and what is in it: a transaction for each commit, in which None deletes a key."""
     content: dict[bytes, dict[bytes, bytes]] = {name: {} for name in DATABASES}
     env = lmdb.open(
-        str(path), subdir=False, lock=False, sync=False, max_dbs=3, map_size=1 << 30, lib_version=LIB_VERSION
+        str(path),
+        subdir=False,
+        lock=False,
+        sync=False,
+        max_dbs=len(DATABASES),
+        map_size=1 << 30,
+        lib_version=LIB_VERSION,
     )
     databases = {name: env.open_db(name, **options) for name in DATABASES}
     for commit in commits:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from workshop import COMMAND, WAIT_SECONDS_MAX, Ended, Workshop, environment, side_by_side, stop, until, values
 
-from edgeprofile.loader.build import REJECTS_LISTED
+from edgeprofile.loader.rows import REJECTS_LISTED
 
 MODEL = values("1, 'a@x', true", "2, 'b@x', false", "3, 'c@x', NULL", columns="id, email, vip")
 SLOW = "SELECT max(a.i + b.i) AS id FROM range(3000000) AS a(i), range(3000000) AS b(i)"

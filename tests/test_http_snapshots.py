@@ -258,12 +258,15 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "manifest-flipped": flip_the_manifest,
     "manifest-empty": lambda folder: (folder / snapshot.MANIFEST).write_bytes(b""),
     "manifest-missing": lambda folder: (folder / snapshot.MANIFEST).unlink(),
-    "format-unknown": lambda folder: change_manifest(folder, format=2),
+    "format-unknown": lambda folder: change_manifest(folder, format=snapshot.MANIFEST_FORMAT + 1),
     "schema-wrong": lambda folder: change_manifest(folder, schema={"fields": 1}),
     "count-wrong": lambda folder: change_manifest(folder, profiles=1),
     "size-wrong": lambda folder: change_manifest(folder, file_bytes=0),
     "segment-missing": lambda folder: change_manifest(folder, segments=10_000),
     "segments-none": lambda folder: change_manifest(folder, segments=0),
+    "events-schema-wrong": lambda folder: change_manifest(folder, events_schema={"fields": 1}),
+    "event-segment-missing": lambda folder: change_manifest(folder, event_segments=1),
+    "histories-wrong": lambda folder: change_manifest(folder, histories=1),
     "folder-missing": shutil.rmtree,
 }
 CURRENTS = {

@@ -24,7 +24,14 @@ import pytest
 SAMPLE = files("edgeprofile.sample")
 EXAMPLE = Path(__file__).parent.parent / "examples" / "shop"
 MODEL = SAMPLE.joinpath("profiles.sql").read_text(encoding="utf-8")
-KEYS = {"customers": "customer_id", "orders": "order_id", "order_lines": "(order_id, line)", "products": "product_id"}
+EVENTS = SAMPLE.joinpath("events.sql").read_text(encoding="utf-8")
+KEYS = {
+    "customers": "customer_id",
+    "orders": "order_id",
+    "order_lines": "(order_id, line)",
+    "products": "product_id",
+    "visits": "visit_id",
+}
 
 Row = dict[str, Any]
 
@@ -45,11 +52,12 @@ def rows(shop: duckdb.DuckDBPyConnection, sql: str) -> list[Row]:
 
 
 def fingerprint(shop: duckdb.DuckDBPyConnection) -> str:
-    """A hash of every value in every table and in the model's result."""
+    """A hash of every value in every table and in the models' results."""
     digest = hashlib.sha256()
     for table, key in KEYS.items():
         digest.update(repr(shop.execute(f"FROM {table} ORDER BY {key}").fetchall()).encode())
     digest.update(repr(shop.execute(f"FROM ({MODEL}) ORDER BY profile_id").fetchall()).encode())
+    digest.update(repr(shop.execute(f"FROM ({EVENTS}) ORDER BY event_id").fetchall()).encode())
     return digest.hexdigest()
 
 
@@ -80,9 +88,24 @@ def orders(shop: duckdb.DuckDBPyConnection) -> dict[int, list[Row]]:
 
 
 @pytest.fixture(scope="module")
-def settings() -> Any:
+def events(shop: duckdb.DuckDBPyConnection) -> dict[str, list[Row]]:
+    """The rows of the events' model under their profile's id, newest first."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    for event in rows(shop, f"FROM ({EVENTS}) ORDER BY event_time DESC, event_id"):
+        found[event["profile_id"]].append(event)
+    return found
+
+
+@pytest.fixture(scope="module")
+def declared() -> Any:
+    """The settings of the workspace."""
     text = SAMPLE.joinpath("edgeprofile.toml").read_text(encoding="utf-8")
-    return tomllib.loads(text)["workspaces"]["shop"]["profiles"]
+    return tomllib.loads(text)["workspaces"]["shop"]
+
+
+@pytest.fixture(scope="module")
+def settings(declared: Any) -> Any:
+    return declared["profiles"]
 
 
 @pytest.mark.parametrize("profiles", [1, 2, 3_000, 12_345])
@@ -206,8 +229,10 @@ def test_the_shop_is_the_same_every_time() -> None:
 
 def test_a_small_shop_is_the_beginning_of_a_large_one() -> None:
     beginning = f"FROM ({MODEL}) ORDER BY CAST(profile_id AS BIGINT) LIMIT 500"
+    first_events = f"FROM ({EVENTS}) WHERE CAST(profile_id AS BIGINT) < 12345 + 500 ORDER BY event_id"
     with make_shop(500) as small, make_shop(5_000) as large:
         assert rows(small, beginning) == rows(large, beginning)
+        assert rows(small, first_events) == rows(large, first_events)
 
 
 def test_the_settings_name_columns_of_the_model(profiles: list[Row], settings: Any) -> None:
@@ -217,7 +242,57 @@ def test_the_settings_name_columns_of_the_model(profiles: list[Row], settings: A
     assert set(named) < set(profiles[0])
 
 
-@pytest.mark.parametrize("name", ["edgeprofile.toml", "profiles.sql"])
+def test_the_settings_name_columns_of_the_events(events: dict[str, list[Row]], declared: Any) -> None:
+    named = {column for key, column in declared["events"].items() if key != "sql"}
+    assert len(named) == 4
+    assert named < set(events["12345"][0])
+
+
+def test_events_are_of_customers_between_sign_up_and_export_and_no_two_share_an_id(
+    shop: duckdb.DuckDBPyConnection, customers: list[Row], events: dict[str, list[Row]]
+) -> None:
+    [export] = rows(shop, "FROM export")
+    since = {str(customer["customer_id"]): customer["signed_up_at"] for customer in customers}
+    assert set(events) <= set(since)
+    for profile, found in events.items():
+        assert all(since[profile] <= event["event_time"] < export["exported_at"] for event in found)
+    ids = [event["event_id"] for found in events.values() for event in found]
+    assert len(set(ids)) == len(ids)
+    assert 9 < len(ids) / len(customers) < 11
+
+
+def test_what_a_customer_did_is_every_order_and_visits_beside(
+    events: dict[str, list[Row]], orders: dict[int, list[Row]]
+) -> None:
+    for profile, found in events.items():
+        amounts = {event["order_id"]: event["amount"] for event in found if event["event_name"] == "order_placed"}
+        assert amounts == {order["order_id"]: order["amount"] for order in orders[int(profile)]}
+    names = Counter(event["event_name"] for found in events.values() for event in found)
+    assert names.keys() == {
+        "order_placed",
+        "page_viewed",
+        "product_viewed",
+        "product_reviewed",
+        "cart_filled",
+        "searched",
+    }
+    for found in events.values():
+        for event in found:
+            assert (event["product"] is not None) == (event["event_name"].startswith(("product_", "cart_")))
+            assert (event["price"] is None) == (event["product"] is None)
+
+
+def test_jane_thought_twice_about_the_tent(events: dict[str, list[Row]]) -> None:
+    told = [(event["event_name"], event["product"] or event["amount"]) for event in events["12345"]]
+    assert len(told) == 11
+    assert told[:2] == [("order_placed", Decimal("519.53")), ("product_viewed", "Headphones")]
+    [review] = [event for event in events["12345"] if event["event_name"] == "product_reviewed"]
+    assert json.loads(review["details"]) == {"stars": 5, "text": "Stood a night of gales on Skye ⛺"}
+    tent = told.index(("product_viewed", "Tent"))
+    assert told[tent - 2 : tent] == [("order_placed", Decimal("316.95")), ("cart_filled", "Tent")]
+
+
+@pytest.mark.parametrize("name", ["edgeprofile.toml", "profiles.sql", "events.sql"])
 def test_the_example_links_to_the_packaged_file(name: str) -> None:
     assert (EXAMPLE / name).read_bytes() == SAMPLE.joinpath(name).read_bytes()
     assert (EXAMPLE / name).is_symlink()

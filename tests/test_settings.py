@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from edgeprofile.errors import SettingsError
 from edgeprofile.settings import (
     WORKSPACES_MAX,
+    Events,
     Identifier,
     Limits,
     Loader,
@@ -28,6 +29,7 @@ from edgeprofile.settings import (
 SOURCE = 'source.url = "duckdb://"'
 PROFILES = 'profiles = { sql = "SELECT 1 AS id", id = "id" }'
 SHOP = f"[workspaces.shop]\n{SOURCE}\n{PROFILES}\n"
+EVENTS = 'events = { sql = "FROM events", profile = "id", name = "name", time = "at" }\n'
 SECRET = "hunter2"
 
 Write = Callable[[str], None]
@@ -247,6 +249,11 @@ SAMPLES = {
     "workspaces.shop.profiles.identifiers": ("a, b", (Identifier(column="a"), Identifier(column="b"))),
     "workspaces.shop.profiles.audiences": ('["a,b", "c"]', ("a,b", "c")),
     "workspaces.shop.profiles.metrics": ("", ()),
+    "workspaces.shop.events.sql": ("SELECT 4", "SELECT 4"),
+    "workspaces.shop.events.profile": ("whose", "whose"),
+    "workspaces.shop.events.name": ("what", "what"),
+    "workspaces.shop.events.time": ("when", "when"),
+    "workspaces.shop.events.id": ("number", "number"),
 }
 NO_KEY = "expected a variable that names a key, found none"
 UNSERVED = {"server.tls_certificate", "server.tls_key", "server.tls_client_ca"}
@@ -258,7 +265,7 @@ def test_every_key_of_the_reference_has_a_sample_here() -> None:
 
 @pytest.mark.parametrize("key", SAMPLES)
 def test_a_variable_overrides_its_key(key: str, write: Write, tmp_path: Path) -> None:
-    write(SHOP)
+    write(SHOP + EVENTS)
     text, value = SAMPLES[key]
     variable = "EDGEPROFILE_" + key.upper().replace(".", "__")
     assert at(key)(load(environ={variable: text})) == (tmp_path / text if key == "data_dir" else value)
@@ -431,12 +438,12 @@ def test_there_are_as_many_workspaces_as_counters_for_them(write: Write) -> None
     assert str(fault()) == "edgeprofile.toml: workspaces: expected at most 1,000 workspaces, found 1,001"
 
 
-@pytest.mark.parametrize("table", ["events", "insider", "mparticle", "intilery", "batch", "deleted", "full_refresh"])
+@pytest.mark.parametrize("table", ["insider", "mparticle", "intilery", "batch", "deleted", "full_refresh"])
 def test_what_this_version_lacks_is_an_unknown_key(table: str, write: Write) -> None:
     write(f"{SHOP}{table} = {{}}")
     error = fault()
     assert str(error) == f'edgeprofile.toml: workspaces.shop.{table}: expected a known key, found "{table}"'
-    assert error.hint == "Known here: refresh, keep, rejects_max, shrink_max, source, profiles."
+    assert error.hint == "Known here: refresh, keep, rejects_max, shrink_max, source, profiles, events."
 
 
 @pytest.mark.parametrize(
@@ -509,6 +516,39 @@ def test_a_url_in_a_tables_place_is_not_shown(place: str, value: str, write: Wri
 def test_limits_made_elsewhere_are_held_to_the_same_order() -> None:
     with pytest.raises(ValueError, match=r"at least limits\.rate"):
         Limits(rate=10.0, burst_rate=5.0)
+
+
+# Events
+
+
+def test_the_table_of_events_may_be_left_out(write: Write) -> None:
+    write(SHOP)
+    assert load(environ={}).workspaces["shop"].events is None
+    write(SHOP + EVENTS)
+    events = load(environ={}).workspaces["shop"].events
+    assert events == Events(sql="FROM events", text="FROM events", profile="id", name="name", time="at")
+
+
+@pytest.mark.parametrize(
+    ("events", "says"),
+    [
+        ('{ sql = "SELECT 1", profile = "id", name = "n" }', "events.time: expected a column, found nothing"),
+        ('{ sql = "a.sql", profile = "id", name = "n", time = "t" }', "events.sql: expected SQL in UTF-8 in"),
+        (
+            '{ sql = "SELECT 1", profile = "id", name = "n", time = "n" }',
+            'events.time: expected every column to be declared once, found "n", which name has already',
+        ),
+        (
+            '{ sql = "SELECT 1", profile = "id", name = "n", tim = "n" }',
+            'events.tim: expected a known key, found "tim"; did you mean time?',
+        ),
+        ("7", "events: expected a table, found an integer"),
+        ('[{ sql = "SELECT 1" }]', "events: expected a table, found a list"),
+    ],
+)
+def test_a_wrong_table_of_events_is_a_line_of_what_was_expected(events: str, says: str, write: Write) -> None:
+    write(f"{SHOP}events = {events}")
+    assert str(fault()).startswith(f"edgeprofile.toml: workspaces.shop.{says}")
 
 
 # The reference

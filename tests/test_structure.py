@@ -28,6 +28,7 @@ ALLOWED = {
     "settings": {"errors"},
     "snapshot": {"errors"},
     "record": {"errors"},
+    "history": {"errors", "record"},
     "keys": {"errors"},
     "limiter": set[str](),
     "metrics": {"settings"},

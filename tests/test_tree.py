@@ -39,7 +39,9 @@ def near(key: bytes) -> set[bytes]:
 def assert_alike(path: Path, keys: set[bytes]) -> None:
     """Tree and LMDB say the same about all keys of the file, and about these."""
     tree = tree_of(path)
-    with lmdb.open(str(path), subdir=False, readonly=True, lock=False, max_dbs=3, lib_version=LIB_VERSION) as env:
+    with lmdb.open(
+        str(path), subdir=False, readonly=True, lock=False, max_dbs=len(DATABASES), lib_version=LIB_VERSION
+    ) as env:
         for name in DATABASES:
             database = env.open_db(name, create=False)
             with env.begin(db=database) as txn, txn.cursor() as cursor:
@@ -90,7 +92,9 @@ def test_every_key_of_a_deep_tree_is_found_and_its_neighbours_are_not(
             {PROFILES: dict.fromkeys(keys[2000:6000], b""), IDENTIFIERS: dict.fromkeys(keys[:500], b"x" * 5000)},
         ],
     )
-    with lmdb.open(str(path), subdir=False, readonly=True, lock=False, max_dbs=3, lib_version=LIB_VERSION) as env:
+    with lmdb.open(
+        str(path), subdir=False, readonly=True, lock=False, max_dbs=len(DATABASES), lib_version=LIB_VERSION
+    ) as env:
         profiles = env.open_db(PROFILES, create=False)
         with env.begin() as txn:
             assert txn.stat(profiles)["depth"] >= depth
@@ -150,7 +154,7 @@ def other_version(path: Path) -> None:
 
 def other_engine(path: Path) -> None:
     path.unlink()
-    with lmdb.open(str(path), subdir=False, lock=False, map_size=1 << 20, max_dbs=3, lib_version=1) as env:
+    with lmdb.open(str(path), subdir=False, lock=False, map_size=1 << 20, max_dbs=len(DATABASES), lib_version=1) as env:
         for name in DATABASES:
             env.open_db(name)
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from edgeprofile import reader, settings, snapshot
+from edgeprofile import history, reader, settings, snapshot
 from edgeprofile.loader.refresh import refresh
 from edgeprofile.record import Record
 
@@ -123,6 +123,11 @@ class Workshop:
         """Every profile's answer, parsed."""
         return {primary: json.loads(text) for primary, text in self.bodies().items()}
 
+    def events(self) -> dict[str, list[dict[str, Any]]]:
+        """The events of every profile that has any, parsed, as the plain reader finds them."""
+        with self.reader() as opened:
+            return {primary: events(opened, primary) for primary in opened.ids() if opened.directory(primary)}
+
     def found(self, namespace: str, value: str) -> list[str]:
         """The primary ids that an identifier leads to."""
         with self.reader() as opened:
@@ -169,6 +174,17 @@ def body(opened: reader.Reader, primary: str) -> bytes:
     found = opened.record(primary)
     assert found is not None
     return Record(primary, bytes(found)).body
+
+
+def events(opened: reader.Reader, primary: str) -> list[dict[str, Any]]:
+    """A profile's events, newest first, their records checked."""
+
+    def content_of(block: history.Block) -> bytes:
+        return bytes(opened.event_segments[block.segment][block.offset : block.offset + block.length])
+
+    found, more = history.read(primary, bytes(opened.directory(primary) or b""), content_of)
+    assert more is None
+    return [json.loads(text) for text in found]
 
 
 def without_time(answer: bytes) -> bytes:

@@ -6,6 +6,13 @@ from libc.stdint cimport uint64_t
 from edgeprofile._metrics cimport Recorder
 
 
+cdef struct Route:  # what a path asks for; `namespace` is NULL for a profile by its id
+    const char* namespace
+    const char* value
+    Py_ssize_t namespace_bytes, value_bytes
+    bint is_events
+
+
 @cython.final
 cdef class Exchange:
     cdef object send
@@ -24,6 +31,7 @@ cdef class Exchange:
 
 cdef Exchange begin(Recorder recorder, scope, send, uint64_t* ids)
 cpdef log_fault(bytes request_id, error)
+cdef bint split(const char* at, const char* end, Route* route) noexcept
 cdef bytes decoded(const char* text, Py_ssize_t size)
 cdef bytes etag_of(uint64_t check, bytes suffix, bint is_packed)
 cdef bint matches(bytes none_match, bytes etag) except -1

@@ -2,6 +2,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, final
 
 from edgeprofile._body import Reading
+from edgeprofile._events import Wanted
 from edgeprofile._gate import Gate
 from edgeprofile._limiter import SharedMap
 from edgeprofile._metrics import Recorder
@@ -15,9 +16,10 @@ class Lookup:
 
     It calls the other arguments for what is not worth compiling: `translate` makes (status, headers, body) of an
     error and a request id; `parse_fields` makes runs, and whether audiences are among them, of a query string, or
-    None of one without a choice, and `choose` of a list; `parse_many` reads the body of a request for many;
-    `accepted` tells the form (0 none, 1 JSON, 2 MessagePack) that an Accept header wants; `normalize` lower-cases a
-    value that is not ASCII. `deferred_counter` counts the lookups that `answer_now` was not asked for.
+    None of one without a choice, and `choose` of a list; `parse_many` reads the body of a request for many, and
+    `parse_events` the query string of one for events; `accepted` tells the form (0 none, 1 JSON, 2 MessagePack) that
+    an Accept header wants; `normalize` lower-cases a value that is not ASCII. `deferred_counter` counts the lookups
+    that `answer_now` was not asked for.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Lookup:
         parse_fields: Callable[[bytes, Schema], tuple[Runs, bool] | None],
         choose: Callable[[list[str], Schema], tuple[Runs, bool]],
         parse_many: Callable[[bytes], tuple[list[Asked], list[str] | None]],
+        parse_events: Callable[[bytes], Wanted],
         accepted: Callable[[bytes], int],
         normalize: Callable[[bytes], bytes],
         damaged_counter: int,

@@ -15,6 +15,20 @@ cdef inline void write_hex(char* to, uint64_t value, int digits) noexcept nogil:
         to[i] = hexadecimal[(value >> (4 * (digits - 1 - i))) & 15]
 
 
+cdef struct Segments:  # of one database, by their numbers
+    uint32_t count
+    const char** starts
+    size_t* sizes
+
+
+cdef inline const char* slice_of(const Segments* segments, uint32_t number, uint32_t offset,
+                                 uint32_t size) noexcept nogil:
+    """Some bytes of a segment; NULL where they are not in it."""
+    if number >= segments.count or <uint64_t>offset + size > segments.sizes[number]:
+        return NULL
+    return segments.starts[number] + offset
+
+
 @cython.final
 cdef class Plan:
     cdef Run* runs
@@ -30,13 +44,16 @@ cdef class Store:
     cdef Tree tree
     cdef dict namespaces, plans
     cdef int first_audience
-    cdef uint32_t segments
-    cdef const char** starts
-    cdef size_t* sizes
+    cdef int name_field  # of an event's record
+    cdef Segments records, events
+    cdef int find_segments(self, Segments* segments, int database, uint32_t count) except -1
     cdef int locate(self, bytes primary, const unsigned char** record, uint32_t* size) except -1
     cdef int open(self, View* view, bytes primary) except -1
     cdef Py_ssize_t measure(self, View* view, Plan plan, Cut* made) except -1
     cdef void write(self, View* view, Plan plan, Cut* made, char* to) noexcept
+    cdef Plan plan_of(self, bytes query, parse)
+    cdef Plan plan_of_fields(self, fields, choose)
+    cdef Plan keep(self, bytes key, parsed)
     cdef bytes primary_of(self, bytes namespace, bytes value, object normalize)
 
 

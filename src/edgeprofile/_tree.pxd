@@ -14,6 +14,8 @@ cdef enum:
     RECORDS
     PROFILES
     IDENTIFIERS
+    EVENTS
+    HISTORIES
     DATABASES
 
 

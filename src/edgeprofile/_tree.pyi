@@ -3,13 +3,13 @@ from typing import Self, final
 
 @final
 class Tree:
-    """The three databases of a snapshot's file, for look-ups that need no LMDB. The file stays mapped as long as this.
+    """The five databases of a snapshot's file, for look-ups that need no LMDB. The file stays mapped as long as this.
 
     `file_bytes` is what the manifest says, and `names` is reader.DATABASES. Raises SnapshotDamaged or
     FormatUnsupported where the file is not what it should be, and OSError where it cannot be opened or mapped.
     """
 
-    def __new__(cls, path: str | PathLike[str], file_bytes: int, names: tuple[bytes, bytes, bytes]) -> Self: ...
+    def __new__(cls, path: str | PathLike[str], file_bytes: int, names: tuple[bytes, ...]) -> Self: ...
     def entries(self, name: bytes) -> int:
         """How many keys a database has, as the file says."""
 

@@ -55,6 +55,7 @@ def build_app(settings: Settings) -> Lookup:
         parse_fields=native.parse_fields,
         choose=native.choose,
         parse_many=native.parse_many,
+        parse_events=native.parse_events,
         accepted=native.accepted,
         normalize=native.lowered,
         damaged_counter=Counter.RECORDS_DAMAGED,

@@ -127,7 +127,7 @@ def _snapshots_parser(command: argparse.ArgumentParser, common: argparse.Argumen
     actions = command.add_subparsers(required=True, metavar="COMMAND")
     for name, run, what in (
         ("list", run_snapshots_list, "what is published, the newest first"),
-        ("verify", run_snapshots_verify, "read every byte, record and identifier of what is published"),
+        ("verify", run_snapshots_verify, "read every byte, record, identifier and event of what is published"),
         ("rollback", run_snapshots_rollback, "serve the snapshot before the current one"),
     ):
         action = actions.add_parser(name, parents=[common], help=what)
@@ -263,7 +263,8 @@ def run_snapshots_verify(arguments: Arguments) -> int:
     for name in snapshot.names(home):
         try:
             manifest = reader.verify(snapshot.folder(home, name))
-            print(f"{name}: whole, {manifest.profiles} profiles")
+            events = "" if manifest.events_schema is None else f", {manifest.events} events"
+            print(f"{name}: whole, {manifest.profiles} profiles{events}")
         except EdgeprofileError as error:
             damaged += 1
             complain(error)
@@ -292,6 +293,8 @@ def run_config_check(arguments: Arguments) -> int:
             complain(error, name)
             worst = max(worst, error.exit_status)
             continue
-        spaces = ", ".join(space.name for space in made.schema.namespaces)
-        print(f"{name}: good, {len(made.schema.fields)} fields, found by {spaces}")
+        schema = made.plan.schema
+        spaces = ", ".join(space.name for space in schema.namespaces)
+        params = f", events of {len(made.events_plan.schema.fields)} parameters" if made.events_plan else ""
+        print(f"{name}: good, {len(schema.fields)} fields, found by {spaces}{params}")
     return worst

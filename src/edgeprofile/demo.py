@@ -37,9 +37,11 @@ def make_shop(folder: Path, profiles: int) -> Path:
         raise UsageError(f"{folder} holds something else than a demo", hint="name another folder by --dir")
     sample = files("edgeprofile.sample")
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("edgeprofile.toml", "profiles.sql"):
+    for name in ("edgeprofile.toml", "profiles.sql", "events.sql"):
         (folder / name).write_bytes((sample / name).read_bytes())
-    if size.exists() and size.read_text() == str(profiles) and warehouse.exists():
+    # A warehouse that was made before there were events in it is made anew.
+    wanted = f"{profiles} with events"
+    if size.exists() and size.read_text() == wanted and warehouse.exists():
         return settings
     size.write_text("unfinished")
     building = folder / "building.duckdb"
@@ -47,7 +49,7 @@ def make_shop(folder: Path, profiles: int) -> Path:
         old.unlink(missing_ok=True)
     run_script(building, (sample / "warehouse.sql").read_text(encoding="utf-8"), {"profiles": profiles})
     building.rename(warehouse)
-    size.write_text(str(profiles))
+    size.write_text(wanted)
     return settings
 
 

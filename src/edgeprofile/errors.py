@@ -18,6 +18,7 @@ EdgeprofileError                  anything below; has a `hint` for whoever must 
     ├── MalformedPath             400 malformed_path
     ├── UnknownNamespace          400 unknown_namespace
     ├── UnknownField              400 unknown_field
+    ├── MalformedQuery            400 malformed_query
     ├── MalformedBody             400 malformed_body
     ├── Unauthorized              401 unauthorized
     ├── Forbidden                 403 forbidden
@@ -161,6 +162,12 @@ class UnknownField(ApiError):
     status, code, title = 400, "unknown_field", "Unknown field"
 
 
+class MalformedQuery(ApiError):
+    """A parameter of the query string is not what the route takes; the detail names it."""
+
+    status, code, title = 400, "malformed_query", "Malformed query"
+
+
 class MalformedBody(ApiError):
     """The body is not what the route takes; the detail says where."""
 
@@ -230,7 +237,7 @@ class AnswerTooLarge(ApiError):
     def __init__(self, answer_bytes: int, bytes_max: int) -> None:
         super().__init__(
             f"The answer has {answer_bytes} bytes, over the limit of {bytes_max}. "
-            "Ask for less of the profile with the fields parameter.",
+            "Ask for less of the profile with the fields parameter, or for fewer events with limit.",
             members={"bytes": answer_bytes, "bytes_max": bytes_max},
         )
 

@@ -1,11 +1,13 @@
 """A published snapshot, opened for reading: all that workers and tools know of LMDB.
 
-Three databases in one file:
+Five databases in one file:
 
     records      segment number (4 bytes, big-endian)         → many records, one behind the other
     profiles     primary id                                   → where its record is: PLACE
     identifiers  namespace number (2 bytes, big-endian) and   → the primary ids that have it, newest first:
                  the normalized value                            record.index_entry
+    events       segment number (4 bytes, big-endian)         → many blocks of events, one behind the other
+    histories    primary id                                   → where its blocks are: history.py's directory
 
 Records stand together in segments because a page of LMDB holds a whole number of small values: an 800-byte
 record on its own would waste a fifth of the file, one of 2.1 KB half of it.
@@ -18,20 +20,29 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lmdb
 import msgspec
 
 from edgeprofile import snapshot
+from edgeprofile._history import check_history
 from edgeprofile._identifiers import ids_of
 from edgeprofile._record import check
 from edgeprofile._tree import Tree
 from edgeprofile.errors import FormatUnsupported, RecordDamaged, SnapshotDamaged, StoreError
+from edgeprofile.history import EventsSchema
 from edgeprofile.record import Schema, normalize
 
 LIB_VERSION = 0  # LMDB's file format 0.9
 KEY_BYTES_MAX = 511
-DATABASES = RECORDS, PROFILES, IDENTIFIERS = b"records", b"profiles", b"identifiers"
+DATABASES = RECORDS, PROFILES, IDENTIFIERS, EVENTS, HISTORIES = (
+    b"records",
+    b"profiles",
+    b"identifiers",
+    b"events",
+    b"histories",
+)
 SEGMENT_KEY = struct.Struct(">I")
 NAMESPACE_KEY = struct.Struct(">H")
 PLACE = struct.Struct("<III")  # segment, offset, length
@@ -47,9 +58,11 @@ class Reader:
         self.manifest = manifest or snapshot.read_manifest(folder)
         self.name = folder.name
         self.segments: list[memoryview] = []
+        self.event_segments: list[memoryview] = []
         snapshot.check_size(folder, self.manifest)
         try:
             self.schema = msgspec.convert(self.manifest.schema, Schema)
+            self.events_schema = msgspec.convert(self.manifest.events_schema, EventsSchema | None)
             # What compiled lookups read: the same file, in a map of its own.
             self.tree = Tree(folder / snapshot.PROFILES, self.manifest.file_bytes, DATABASES)
             self.env = lmdb.open(
@@ -57,7 +70,7 @@ class Reader:
                 subdir=False,
                 readonly=True,
                 lock=False,
-                max_dbs=3,
+                max_dbs=len(DATABASES),
                 map_size=self.manifest.file_bytes,
                 lib_version=LIB_VERSION,
             )
@@ -75,16 +88,27 @@ class Reader:
             raise
 
     def _open_databases(self) -> None:
-        self.records, self.profiles, self.identifiers = (self.env.open_db(name, create=False) for name in DATABASES)
+        self.records, self.profiles, self.identifiers, self.events, self.histories = (
+            self.env.open_db(name, create=False) for name in DATABASES
+        )
         self.txn = self.env.begin(buffers=True)
-        count = self.txn.stat(self.profiles)["entries"]
-        if count != self.manifest.profiles:
-            raise SnapshotDamaged(f"snapshot {self.name} has {count} profiles, not {self.manifest.profiles}")
-        for number in range(self.manifest.segments):
-            segment = self.txn.get(SEGMENT_KEY.pack(number), db=self.records)
+        manifest = self.manifest
+        for what, database, expected in (
+            ("profiles", self.profiles, manifest.profiles),
+            ("profiles with events", self.histories, manifest.histories),
+        ):
+            count = self.txn.stat(database)["entries"]
+            if count != expected:
+                raise SnapshotDamaged(f"snapshot {self.name} has {count} {what}, not {expected}")
+        self.segments += self._segments("segment", self.records, manifest.segments)
+        self.event_segments += self._segments("segment of events", self.events, manifest.event_segments)
+
+    def _segments(self, what: str, database: Any, count: int) -> Iterator[memoryview]:
+        for number in range(count):
+            segment = self.txn.get(SEGMENT_KEY.pack(number), db=database)
             if segment is None:
-                raise SnapshotDamaged(f"snapshot {self.name} lacks segment {number}")
-            self.segments.append(segment)
+                raise SnapshotDamaged(f"snapshot {self.name} lacks {what} {number}")
+            yield segment
 
     def record(self, primary: str) -> memoryview | None:
         """The bytes of a profile's record, unchecked; None where there is no such profile."""
@@ -109,6 +133,11 @@ class Reader:
         found = self.txn.get(key, db=self.identifiers) if len(key) <= KEY_BYTES_MAX else None
         return [] if found is None else [primary.decode() for primary in ids_of(key, found)]
 
+    def directory(self, primary: str) -> memoryview | None:
+        """Where a profile's events are (see history.py), unchecked; None where it has none."""
+        key = primary.encode()
+        return self.txn.get(key, db=self.histories) if 0 < len(key) <= KEY_BYTES_MAX else None
+
     def ids(self) -> Iterator[str]:
         """All primary ids in their binary order."""
         with self.txn.cursor(self.profiles) as cursor:
@@ -116,7 +145,7 @@ class Reader:
                 yield bytes(key).decode()
 
     def check_samples(self) -> None:
-        """Reads the first and the last profile and up to 256 between. Raises where one is damaged."""
+        """Reads the first and the last profile and up to 256 between, with their events. Raises where one is bad."""
         starts = [bytes([i]) for i in range(256)]
         try:
             with self.txn.cursor(self.profiles) as cursor:
@@ -125,13 +154,20 @@ class Reader:
                     if move():
                         key = bytes(cursor.key())
                         check(self._at(cursor.value()), key)
-                        if self.tree.get(PROFILES, key) != bytes(cursor.value()):
-                            raise SnapshotDamaged(f"snapshot {self.name}: a lookup would miss a profile")
+                        directory = self.txn.get(key, db=self.histories)
+                        if directory is not None:
+                            check_history(key, directory, self.event_segments)
+                        for database, value in ((PROFILES, cursor.value()), (HISTORIES, directory)):
+                            if self.tree.get(database, key) != (None if value is None else bytes(value)):
+                                raise SnapshotDamaged(f"snapshot {self.name}: a lookup would miss a profile")
         except lmdb.Error as error:
             raise SnapshotDamaged(f"snapshot {self.name}: {type(error).__name__}") from None
 
     def check_records(self) -> int:
-        """Checks every record against its checksum and every identifier against the profiles; returns the number."""
+        """Checks every record and history against its checksums, every identifier and history against the profiles.
+
+        Returns the number of profiles.
+        """
         checked = 0
         with self.txn.cursor(self.profiles) as cursor:
             for key, place in cursor:
@@ -141,11 +177,26 @@ class Reader:
             for key, found in cursor:
                 if any(self.record(primary.decode()) is None for primary in ids_of(bytes(key), found)):
                     raise SnapshotDamaged(f"snapshot {self.name}: an identifier leads to no profile")
+        self._check_histories()
         return checked
+
+    def _check_histories(self) -> None:
+        """Together the histories are all that is in the segments of events, no more and no less."""
+        events = events_bytes = 0
+        with self.txn.cursor(self.histories) as cursor:
+            for key, directory in cursor:
+                if self.txn.get(key, db=self.profiles) is None:
+                    raise SnapshotDamaged(f"snapshot {self.name}: events belong to no profile")
+                count, size = check_history(bytes(key), directory, self.event_segments)
+                events += count
+                events_bytes += size
+        if events != self.manifest.events or events_bytes != sum(map(len, self.event_segments)):
+            raise SnapshotDamaged(f"snapshot {self.name} has {events} events, not {self.manifest.events}")
 
     def close(self) -> None:
         """Lets go of the file. Nothing that came from the reader may be used afterwards."""
         self.segments.clear()
+        self.event_segments.clear()
         self.txn.abort()
         self.env.close()
         del self.tree
@@ -157,7 +208,7 @@ def open_current(home: Path) -> Reader:
 
 
 def verify(folder: Path) -> snapshot.Manifest:
-    """Reads everything: the file's hash, every record and every identifier. Raises StoreError at the first damage."""
+    """Reads everything: the file's hash, every record, identifier and event. Raises StoreError at the first damage."""
     manifest = snapshot.read_manifest(folder)
     snapshot.check_hash(folder, manifest)
     reader = Reader(folder, manifest)

@@ -20,6 +20,8 @@ All numbers are little-endian. The body is `{f,f,…,"_audiences":{a,a,…},"_up
 is `"name":value`. Fields are numbered by the schema in the order in which they are served: identifiers (the
 primary one first, which is never absent), attributes, metrics, audiences. A field's text begins one byte (the
 comma) after the end of the one before it, so ends are all that the table has to hold.
+
+An event's record differs in its texts alone, see history.py.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ FIELDS_MAX = 4096
 # DuckDB's `infinity`, in whatever unit; in nanoseconds it would pass for a moment in 2262.
 INFINITE_TICKS = (1 << 63) - 1
 AUDIENCES_OPEN = b'"_audiences":{'
+PARAMS_OPEN = b'"params":{'
 SECTIONS = ("identifiers", "attributes", "metrics", "audiences")
 
 Section = Literal["identifiers", "attributes", "metrics", "audiences"]
@@ -86,10 +89,13 @@ class Type(msgspec.Struct, frozen=True):
 
 
 class Field(msgspec.Struct, frozen=True):
-    """One field of the answer: its name, its section, and its type as the warehouse names it."""
+    """One field of the answer: its name, its section, and its type as the warehouse names it.
+
+    The section of an event's parameters is `params`.
+    """
 
     name: str
-    section: Section
+    section: Section | Literal["params"]
     type: str
 
 
@@ -270,25 +276,39 @@ def is_null(type: Type, value: object) -> bool:
 
 def encode(schema: Schema, types: Sequence[Type], primary: str, values: Sequence[object], updated_us: int) -> bytes:
     """The record of one profile. `values` has one value a field in the schema's order, None where it has none."""
-    first_audience = schema.first_audience
+    updated = timestamp_text(updated_us, 1_000_000)
+    tail = b'},"_updated_at":' + (f'"{updated}"' if updated else "null").encode() + b"}"
+    names = [field.name for field in schema.fields]
+    return encode_fields(names, types, primary, values, updated_us, schema.first_audience, AUDIENCES_OPEN, tail)
+
+
+def encode_fields(
+    names: Sequence[str],
+    types: Sequence[Type],
+    primary: str,
+    values: Sequence[object],
+    updated_us: int,
+    first_nested: int,
+    opening: bytes,
+    tail: bytes,
+) -> bytes:
+    """A record of any kind. `opening` stands before the first nested field, `tail` closes the object of these."""
     body = bytearray(b"{")
     ends: list[int] = []
     bitmap = 0
-    for number, (field, type, value) in enumerate(zip(schema.fields, types, values, strict=True)):
-        if number == first_audience:
-            body += b"," + AUDIENCES_OPEN
+    for number, (name, type, value) in enumerate(zip(names, types, values, strict=True)):
+        if number == first_nested:
+            body += b"," + opening
         if is_null(type, value):
             continue
         if body[-1:] != b"{":
             body += b","
-        body += f"{json_text(field.name)}:{render(type, value)}".encode()
+        body += f"{json_text(name)}:{render(type, value)}".encode()
         bitmap |= 1 << number
         ends.append(len(body))
-    if first_audience == len(schema.fields):
-        body += b"," + AUDIENCES_OPEN
-    updated = timestamp_text(updated_us, 1_000_000)
-    body += b'},"_updated_at":' + (f'"{updated}"' if updated else "null").encode() + b"}"
-    return _assemble(len(schema.fields), bitmap, ends, bytes(body), primary, updated_us)
+    if first_nested == len(names):
+        body += b"," + opening
+    return _assemble(len(names), bitmap, ends, bytes(body + tail), primary, updated_us)
 
 
 def _assemble(fields: int, bitmap: int, ends: list[int], body: bytes, primary: str, updated_us: int) -> bytes:

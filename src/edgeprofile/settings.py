@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from msgspec import Meta, Struct, ValidationError, convert, inspect, structs
@@ -162,11 +163,30 @@ class Profiles(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         columns += [("identifiers", identifier.column) for identifier in self.identifiers]
         columns += [("audiences", column) for column in self.audiences]
         columns += [("metrics", column) for column in self.metrics]
-        declared: dict[str | None, str] = {}
-        for name, column in columns:
-            if column in declared and column is not None:
-                found = f"{_shown(column)}, which {declared[column]} has already"
-                raise _Fault((name,), "every column to be declared once", found)
+        _declared_once(columns)
+
+
+class Events(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The model of the events: all columns that are not named here are parameters. `text` is as in Profiles."""
+
+    sql: Sql
+    profile: Column
+    name: Column
+    time: Column
+    id: Column | None = None
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        _declared_once([("profile", self.profile), ("name", self.name), ("time", self.time), ("id", self.id)])
+
+
+def _declared_once(columns: list[tuple[str, Any]]) -> None:
+    declared: dict[str, str] = {}
+    for name, column in columns:
+        if column in declared:
+            found = f"{_shown(column)}, which {declared[column]} has already"
+            raise _Fault((name,), "every column to be declared once", found)
+        if column is not None:
             declared[column] = name
 
 
@@ -179,6 +199,7 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     shrink_max: Share = 0.5
     source: Source
     profiles: Profiles
+    events: Events | None = None
 
     @property
     def refresh_s(self) -> float:
@@ -245,13 +266,20 @@ def _read(file: Path, key: Key, expected: str) -> str:
 def _leaves(cls: type[Struct], workspaces: Iterable[str], path: tuple[str, ...] = ()) -> Iterator[Leaf]:
     """Every key that holds a value rather than a table, with the path that it has in these workspaces."""
     for field in structs.fields(cls):
-        if hasattr(field.type, "__struct_fields__"):
-            yield from _leaves(field.type, workspaces, (*path, field.name))
+        table = _table(field.type)
+        if table is not None:
+            yield from _leaves(table, workspaces, (*path, field.name))
         elif get_origin(field.type) is dict:
             for name in workspaces:
                 yield from _leaves(get_args(field.type)[1], workspaces, (*path, field.name, name))
         elif field.name not in _DERIVED:
             yield (*path, field.name), field
+
+
+def _table(kind: Any) -> type[Struct] | None:
+    """The Struct of a key that holds a table, which may be one that can be left out; None for all other keys."""
+    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
+    return next((each for each in kinds if hasattr(each, "__struct_fields__")), None)
 
 
 def _override(document: dict[str, Any], environ: Mapping[str, str]) -> dict[Key, str]:
@@ -315,8 +343,9 @@ def _struct(cls: type[Struct], table: object, path: Key, variables: Mapping[Key,
 
 
 def _value(kind: Any, value: object, path: Key, variables: Mapping[Key, str]) -> Any:
-    if hasattr(kind, "__struct_fields__"):
-        return _struct(kind, value, path, variables)
+    table = _table(kind)
+    if table is not None:
+        return _struct(table, value, path, variables)
     if get_origin(kind) is dict and isinstance(value, dict):
         names, tables = get_args(kind)
         return {
@@ -347,7 +376,10 @@ def _resolved(settings: Settings, file: Path, environ: Mapping[str, str]) -> Set
         source = Source(url=_url(workspace.source.url, (*key, "source", "url"), folder, environ))
         text = _text(workspace.profiles.sql, (*key, "profiles", "sql"), folder)
         profiles = structs.replace(workspace.profiles, text=text)
-        workspaces[name] = structs.replace(workspace, source=source, profiles=profiles)
+        events = workspace.events
+        if events:
+            events = structs.replace(events, text=_text(events.sql, (*key, "events", "sql"), folder))
+        workspaces[name] = structs.replace(workspace, source=source, profiles=profiles, events=events)
     data_dir = Path(os.path.abspath(folder / settings.data_dir))
     return structs.replace(settings, data_dir=data_dir, workspaces=workspaces, file=file, folder=folder)
 

@@ -34,7 +34,7 @@ from edgeprofile.errors import (
     StoreError,
 )
 
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT = 2
 CURRENT = "CURRENT"
 LOCK = "loader.lock"
 SNAPSHOTS = "snapshots"
@@ -45,6 +45,9 @@ REFRESH = "refresh.json"
 BUILDING = ".building-"
 LOWEST_PRIORITY = 19
 NAME = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{8}")
+
+# Why events are left out that might be served if the profiles were: no fault of the events' model.
+WITHOUT_PROFILE = ("refused_profile", "unknown_profile")
 
 # The crash points of `publish`, in order. After any of them the readers see the old snapshot or the new one, whole.
 STEPS = (
@@ -68,6 +71,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What `manifest.json` says of a snapshot. Times are seconds since 1970; `sequence` orders snapshots.
 
     `content` is a hash of all that is served but the time of the refresh, `model` of what it was made by.
+    Without a model of events, `events_schema` is None; `histories` counts the profiles that have events.
     """
 
     format: int = MANIFEST_FORMAT
@@ -87,6 +91,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: float
     rows: int
     rejected: dict[str, int]
+    events_schema: dict[str, object] | None
+    events: int
+    histories: int
+    event_segments: int
+    event_bytes: int
+    event_rows: int
+    events_rejected: dict[str, int]
+
+    @property
+    def refused(self) -> int:
+        """How many rows of either model cannot be served."""
+        events = sum(count for reason, count in self.events_rejected.items() if reason not in WITHOUT_PROFILE)
+        return sum(self.rejected.values()) + events
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +119,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
     snapshot: str | None = None
     profiles: int = 0
+    events: int = 0
     rejected: int = 0
 
 

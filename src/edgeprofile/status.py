@@ -71,11 +71,16 @@ def _lines(stream: TextIO) -> Report:
 def outcome_line(workspace: str, outcome: Outcome) -> str:
     """One line for a log: what a refresh did."""
     seconds = outcome.finished_at - outcome.started_at
-    rate = f", {outcome.profiles / max(seconds, 1e-3):,.0f} a second" if outcome.outcome == "published" else ""
+    rate = (
+        f", {(outcome.profiles + outcome.events) / max(seconds, 1e-3):,.0f} a second"
+        if outcome.outcome == "published"
+        else ""
+    )
     rejected = f", {outcome.rejected:,} rows refused" if outcome.rejected else ""
+    events = f" and {outcome.events:,} events" if outcome.events else ""
     return (
-        f"{workspace}: {outcome.outcome}, {outcome.profiles:,} profiles in {seconds:.1f} s{rate}{rejected}"
-        f" (snapshot {outcome.snapshot})"
+        f"{workspace}: {outcome.outcome}, {outcome.profiles:,} profiles{events} in {seconds:.1f} s{rate}{rejected} "
+        f"(snapshot {outcome.snapshot})"
     )
 
 
@@ -91,6 +96,8 @@ def of_workspace(data_dir: Path, name: str) -> dict[str, object]:
             "profiles": manifest.profiles,
             "identifiers": manifest.identifiers,
             "rejected": manifest.rejected,
+            "events": manifest.events,
+            "events_rejected": manifest.events_rejected,
             "file_bytes": manifest.file_bytes,
             "live_profiles": 0,
         }
@@ -103,7 +110,7 @@ def of_workspace(data_dir: Path, name: str) -> dict[str, object]:
 
 def print_status(found: list[dict[str, object]]) -> None:
     """The same for people."""
-    table = _table("workspace", "snapshot", last=("age", "profiles", "last refresh"))
+    table = _table("workspace", "snapshot", last=("age", "profiles", "events", "last refresh"))
     for each in found:
         last = each["last_refresh"]
         ended = "never" if not isinstance(last, dict) else f"{last['outcome']} {_moment(last['finished_at'])}"
@@ -111,23 +118,24 @@ def print_status(found: list[dict[str, object]]) -> None:
             ended += f": {last['message']}"
         served = str(each["problem"] or each["snapshot"] or "none yet: run edgeprofile load")
         age = f"{each['age']:,.0f} s" if "age" in each else ""
-        profiles = f"{each['profiles']:,}" if "profiles" in each else ""
-        table.add_row(str(each["workspace"]), served, age, profiles, ended)
+        counts = [f"{each[what]:,}" if what in each else "" for what in ("profiles", "events")]
+        table.add_row(str(each["workspace"]), served, age, *counts, ended)
     _console().print(table)
 
 
 def print_snapshots(home: Path) -> None:
     """The published snapshots, the current one marked. Raises NoSnapshot where there is none."""
     current = snapshot.current(home)
-    table = _table("", "snapshot", last=("finished", "profiles", "size", "refused rows"))
+    table = _table("", "snapshot", last=("finished", "profiles", "events", "size", "refused rows"))
     for manifest in snapshot.manifests(home):
         table.add_row(
             "→" if manifest.name == current else "",
             manifest.name,
             _moment(manifest.finished_at),
             f"{manifest.profiles:,}",
+            f"{manifest.events:,}",
             f"{manifest.file_bytes / 1e6:,.1f} MB",
-            f"{sum(manifest.rejected.values()):,}",
+            f"{manifest.refused:,}",
         )
     _console().print(table)
 

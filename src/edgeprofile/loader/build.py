@@ -7,8 +7,6 @@ reads the table, in bounded batches, so that memory does not grow with the numbe
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,25 +15,20 @@ import msgspec
 from edgeprofile import record, snapshot
 from edgeprofile._identifiers import IndexBatches
 from edgeprofile._record import Encoder
-from edgeprofile.errors import RefreshRefused
-from edgeprofile.loader.model import Plan
+from edgeprofile.loader.events import BuiltEvents, build_events
+from edgeprofile.loader.model import EventsPlan, Plan
+from edgeprofile.loader.rows import PROFILES, Hash, Progress, check_refused, encoded
 from edgeprofile.loader.source import Source
 from edgeprofile.loader.writer import Writer
 from edgeprofile.reader import KEY_BYTES_MAX, NAMESPACE_KEY
 
-BATCH_ROWS_FIRST, BATCH_ROWS_MAX = 2_048, 16_384
-SEGMENT_BYTES_AIM = 16 * 1024 * 1024
 VALUE_BYTES_MAX = KEY_BYTES_MAX - NAMESPACE_KEY.size
 # A million bytes of primary ids are some 50,000 profiles that share one identifier; no caller reads more.
 GROUP_BYTES_MAX = 1_000_000
-REJECTS_LISTED = 100
-
-# Stage, how far (rows, or a share of 1), and of how many (0: not known).
-Progress = Callable[[str, float, float], None]
 
 
 class Built(NamedTuple):
-    """What a build gave: see snapshot.Manifest, which most of it goes into."""
+    """What a build gave: see snapshot.Manifest, which most of it goes into. Without a model of events, none of them."""
 
     rows: int
     profiles: int
@@ -45,41 +38,55 @@ class Built(NamedTuple):
     pages_bytes: int
     content: str
     rejected: dict[str, int]
+    events: BuiltEvents | None
 
 
-def build(
-    source: Source, sql: str, plan: Plan, folder: Path, now_us: int, rejects_max: float, progress: Progress
-) -> Built:
+class Models(NamedTuple):
+    """What a workspace's refresh runs: the SQL and the plan of its profiles and, where it has them, of its events."""
+
+    sql: str
+    plan: Plan
+    events_sql: str | None
+    events_plan: EventsPlan | None
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells these models from others."""
+        return ".".join(plan.fingerprint for plan in (self.plan, self.events_plan) if plan is not None)
+
+
+def build(source: Source, models: Models, folder: Path, now_us: int, rejects_max: float, progress: Progress) -> Built:
     """Builds profiles.mdb and rejects.ndjson in `folder`. Rows without a time of update are given `now_us`.
 
-    Raises RefreshRefused where more than the share `rejects_max` of the rows is refused.
+    Raises RefreshRefused where more than the share `rejects_max` of the rows, or of the events, is refused.
     """
+    plan = models.plan
     with source.reporting(lambda share: progress("model", share, 1)):
-        rows = _materialise(source, sql, plan)
+        rows = _materialise(source, models.sql, plan)
     _refuse(source, plan)
-    _check_refused(source, folder, rows, rejects_max)
+    check_refused(source, folder, [PROFILES], rows, rejects_max)
+    content = hashlib.sha256()
     with Writer(folder / snapshot.PROFILES) as writer:
-        profiles, record_bytes, content = _encode(source, plan, writer, rows, now_us, progress)
-        rejected = _check_refused(source, folder, rows, rejects_max)
+        profiles, record_bytes = _encode(source, plan, writer, rows, now_us, content, progress)
+        rejected = check_refused(source, folder, [PROFILES], rows, rejects_max)
         identifiers = _index(source, plan, writer, progress)
-        return Built(rows, profiles, identifiers, writer.segments, record_bytes, writer.used_bytes(), content, rejected)
-
-
-def _check_refused(source: Source, folder: Path, rows: int, rejects_max: float) -> dict[str, int]:
-    """Lists the refused rows and counts them by reason. Raises RefreshRefused where they are too many."""
-    rejected = _list_rejects(source, folder / snapshot.REJECTS)
-    if sum(rejected.values()) > rejects_max * rows:
-        raise RefreshRefused(
-            f"{sum(rejected.values())} of {rows} rows were refused ({_counts(rejected)}), "
-            f"more than rejects_max allows ({rejects_max:.2%})",
-            outcome="too_many_rejects",
-            hint=f"mend the model, or raise rejects_max; row by row: {folder.parent.parent / snapshot.REJECTS}",
+        events = None
+        if models.events_sql is not None and models.events_plan is not None:
+            with source.running("the events' model"):
+                events = build_events(
+                    source, models.events_sql, models.events_plan, writer, folder, rejects_max, content, progress
+                )
+        return Built(
+            rows,
+            profiles,
+            identifiers,
+            writer.segments,
+            record_bytes,
+            writer.used_bytes(),
+            content.hexdigest(),
+            rejected,
+            events,
         )
-    return rejected
-
-
-def _counts(rejected: dict[str, int]) -> str:
-    return ", ".join(f"{reason}: {count}" for reason, count in rejected.items())
 
 
 def _materialise(source: Source, sql: str, plan: Plan) -> int:
@@ -177,51 +184,24 @@ def _refuse_claimed_twice(source: Source, value: str) -> None:
 
 
 def _encode(
-    source: Source, plan: Plan, writer: Writer, rows: int, now_us: int, progress: Progress
-) -> tuple[int, int, str]:
-    """Writes the records; returns the number of profiles, the bytes of their records and the hash of the content."""
+    source: Source, plan: Plan, writer: Writer, rows: int, now_us: int, content: Hash, progress: Progress
+) -> tuple[int, int]:
+    """Writes the records; returns the number of profiles and the bytes of their records."""
     has_updated = plan.updated is not None
     types = [*plan.types, record.Type(record.Kind.TEXT)]
     types += [record.Type(record.Kind.TIMESTAMP)] if has_updated else []
     names = [field.name for field in plan.schema.fields]
     encoder = Encoder(names, types, plan.schema.first_audience, has_updated, now_us)
     columns = ", ".join([*(f"f{n}" for n in range(len(names))), "coalesce(key, '')", *["updated"] * has_updated])
-    content = hashlib.sha256(msgspec.json.encode(plan.schema))
-    first, batch_rows, profiles, record_bytes = 0, BATCH_ROWS_FIRST, 0, 0
-    while first < rows:
-        last = min(first + batch_rows, rows) - 1
-        within = f"BETWEEN {first} AND {last}"
-        skipped = {row for (row,) in source.ask(f"SELECT row FROM temp.refused WHERE row {within}")}
-        stream = source.stream(f"SELECT {columns} FROM temp.rows WHERE rowid {within} ORDER BY rowid")
-        batch = encoder.encode(stream, skipped, first, writer.segments)
+    content.update(msgspec.json.encode(plan.schema))
+    profiles = record_bytes = 0
+    for batch, done in encoded(source, PROFILES, columns, rows, encoder, lambda: writer.segments):
         writer.add_segment(batch.segment, batch.entries)
         content.update(batch.contents)
-        if batch.refused:
-            listed = ", ".join(f"({row}, '{reason}')" for row, reason in batch.refused)
-            source.run(f"INSERT INTO temp.refused VALUES {listed}")
         profiles += len(batch.entries)
         record_bytes += len(batch.segment)
-        first = last + 1
-        progress("records", first, rows)
-        # A segment near its aim: few rows where they are wide, so that memory stays bounded by bytes.
-        fitting = batch_rows * SEGMENT_BYTES_AIM // max(len(batch.segment), 1)
-        batch_rows = max(1, min(2 * batch_rows, fitting, BATCH_ROWS_MAX))
-    return profiles, record_bytes, content.hexdigest()
-
-
-def _list_rejects(source: Source, path: Path) -> dict[str, int]:
-    """Writes the first hundred of each reason, with the row's id; returns how many there are of each."""
-    listed = source.ask(
-        f"""
-        SELECT key, reason FROM (
-            SELECT row, reason, row_number() OVER (PARTITION BY reason ORDER BY row) AS place FROM temp.refused
-        ) JOIN temp.rows ON rows.rowid = row WHERE place <= {REJECTS_LISTED} ORDER BY reason, row
-        """
-    )
-    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        for key, reason in listed:
-            file.write(json.dumps({"id": key, "reason": reason}, ensure_ascii=False) + "\n")
-    return dict(source.ask("SELECT reason, count(*) FROM temp.refused GROUP BY reason ORDER BY reason"))
+        progress("records", done, rows)
+    return profiles, record_bytes
 
 
 def _index(source: Source, plan: Plan, writer: Writer, progress: Progress) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """The model: which column becomes which field, whether it can be served, and the SQL that shapes it.
 
-`plan` compares what the settings declare with the columns that the model yields, and either gives a Plan or
-raises a ModelError with one line for each thing to mend.
+`plan` and `plan_events` compare what the settings declare with the columns that a model yields, and either give a
+plan or raise a ModelError with one line for each thing to mend.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import difflib
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from edgeprofile.errors import ModelError
+from edgeprofile.history import EventsSchema
 from edgeprofile.loader.source import Column, WarehouseType
 from edgeprofile.record import FIELDS_MAX, Field, Kind, Namespace, Schema, Section, Type
-from edgeprofile.settings import Profiles
+from edgeprofile.settings import Events, Profiles
 
 RESERVED = ("_audiences", "_updated_at")
 IDENTIFIER_KINDS = (Kind.TEXT, Kind.INTEGER, Kind.NUMBER)
@@ -103,11 +104,11 @@ def plan(profiles: Profiles, columns: list[Column], audience_ids: dict[str, int]
     """The plan for a model with these columns. `audience_ids` are those given so far. Raises ModelError."""
     problems: list[str] = []
     by_name = {column.name: column for column in columns}
-    problems += _duplicates(columns)
+    problems += _duplicates(columns, "the model's result")
     chosen = list(_choose(profiles, by_name, problems))
     shapes = [_check(section, column, problems) for section, column in chosen]
     if profiles.updated_at is not None and profiles.updated_at in by_name:
-        problems += _check_updated(by_name[profiles.updated_at])
+        problems += _check_moment(by_name[profiles.updated_at], "profiles.updated_at")
     if len(chosen) > FIELDS_MAX:
         problems.append(f"the model yields {len(chosen)} fields; a profile may have {FIELDS_MAX}: leave some out")
     if problems:
@@ -127,11 +128,87 @@ def plan(profiles: Profiles, columns: list[Column], audience_ids: dict[str, int]
         ),
         types=tuple(s.type for s in shapes),
         columns=tuple(_cast(column, s) for (_, column), s in zip(chosen, shapes, strict=True)),
-        # The binary order, whatever collation the column has: it is the order of LMDB's keys.
-        key=f"CAST({quoted(profiles.id)} AS VARCHAR) COLLATE C",
+        key=_key(profiles.id),
         updated=None if profiles.updated_at is None else f"CAST({quoted(profiles.updated_at)} AS TIMESTAMP)",
         fingerprint=hashlib.sha256(repr((profiles.text, chosen)).encode()).hexdigest(),
     )
+
+
+class EventsPlan(NamedTuple):
+    """What a refresh does with the columns of the events' model.
+
+    `columns` are SQL expressions over them, one for each of the schema's names, in their order; `key` and `time` are
+    those of the text of the profile's primary id and of the time, to the microsecond. `types` has one a column.
+    """
+
+    schema: EventsSchema
+    types: tuple[Type, ...]
+    columns: tuple[str, ...]
+    key: str
+    time: str
+    fingerprint: str
+
+
+def plan_events(events: Events, columns: list[Column]) -> EventsPlan:
+    """The plan for a model of events with these columns. Raises ModelError."""
+    problems: list[str] = []
+    by_name = {column.name: column for column in columns}
+    problems += _duplicates(columns, "the events' result")
+    declared = {events.profile: "profile", events.name: "name", events.time: "time"}
+    declared |= {events.id: "id"} if events.id is not None else {}
+    for name, key in declared.items():
+        if name not in by_name:
+            problems.append(_missing(name, f"events.{key}", "the events' result", by_name))
+        else:
+            problems += _check_declared(by_name[name], key)
+    params = [column for column in columns if column.name not in declared]
+    shapes = [_check("params", column, problems) for column in params]
+    if len(params) > FIELDS_MAX - 3:
+        problems.append(f"the events have {len(params)} parameters; they may have {FIELDS_MAX - 3}: leave some out")
+    if problems:
+        raise ModelError(problems)
+    time = f"CAST({quoted(events.time)} AS TIMESTAMP)"
+    fields = [(Type(Kind.TEXT), f"CAST({quoted(events.name)} AS VARCHAR)"), (Type(Kind.TIMESTAMP), time)]
+    if events.id is not None:
+        found = shape(by_name[events.id].type)
+        fields.insert(0, (found.type, _cast(by_name[events.id], found)))
+    fields += [(found.type, _cast(column, found)) for column, found in zip(params, shapes, strict=True)]
+    return EventsPlan(
+        schema=EventsSchema(
+            has_id=events.id is not None,
+            fields=tuple(Field(column.name, "params", column.type.text) for column in params),
+        ),
+        types=tuple(type for type, _ in fields),
+        columns=tuple(column for _, column in fields),
+        key=_key(events.profile),
+        time=time,
+        fingerprint=hashlib.sha256(repr((events, columns)).encode()).hexdigest(),
+    )
+
+
+def _check_declared(column: Column, key: str) -> Iterator[str]:
+    """What is wrong with the type of a column that the settings name as an event's `key`."""
+    if key == "time":
+        yield from _check_moment(column, "events.time")
+        return
+    what = "text" if key == "name" else "text, an integer or a UUID"
+    try:
+        kind = shape(column.type).type.kind
+    except Unservable:
+        kind = None
+    if kind not in ((Kind.TEXT,) if key == "name" else IDENTIFIER_KINDS):
+        yield f"column {column.name} (events.{key}): expected {what}, not {column.type.text}"
+
+
+def _key(column: str) -> str:
+    """The text of a primary id, in the binary order, whatever collation the column has: that of LMDB's keys."""
+    return f"CAST({quoted(column)} AS VARCHAR) COLLATE C"
+
+
+def _missing(name: str, key: str, where: str, by_name: dict[str, Column]) -> str:
+    near = difflib.get_close_matches(name, by_name, 1)
+    advice = f"did you mean {near[0]}?" if near else f"it yields {', '.join(by_name)}"
+    return f"column {name} ({key}) is not in {where}: {advice}"
 
 
 def _choose(profiles: Profiles, by_name: dict[str, Column], problems: list[str]) -> Iterator[tuple[Section, Column]]:
@@ -145,9 +222,7 @@ def _choose(profiles: Profiles, by_name: dict[str, Column], problems: list[str])
     named = {name for _, name, _ in declared} | {profiles.updated_at}
     for name, key in [(n, k) for _, n, k in declared] + [(profiles.updated_at, "updated_at")]:
         if name is not None and name not in by_name:
-            near = difflib.get_close_matches(name, by_name, 1)
-            advice = f"did you mean {near[0]}?" if near else f"it yields {', '.join(by_name)}"
-            problems.append(f"column {name} (profiles.{key}) is not in the model's result: {advice}")
+            problems.append(_missing(name, f"profiles.{key}", "the model's result", by_name))
     attributes: list[tuple[Section, str]] = [("attributes", name) for name in by_name if name not in named]
     order = [(section, name) for section, name, _ in declared]
     found = [pair for pair in order if pair[0] == "identifiers"] + attributes
@@ -157,15 +232,15 @@ def _choose(profiles: Profiles, by_name: dict[str, Column], problems: list[str])
             yield section, by_name[name]
 
 
-def _duplicates(columns: list[Column]) -> Iterator[str]:
+def _duplicates(columns: list[Column], where: str) -> Iterator[str]:
     for name, count in Counter(column.name.lower() for column in columns).items():
         if count > 1:
-            yield f"column {name} stands {count} times in the model's result: give each a name of its own"
+            yield f"column {name} stands {count} times in {where}: give each a name of its own"
 
 
-def _check(section: Section, column: Column, problems: list[str]) -> Shape:
+def _check(section: Section | Literal["params"], column: Column, problems: list[str]) -> Shape:
     nothing = Shape(Type(Kind.NULL), column.type.text)
-    if column.name in RESERVED or not column.name:
+    if (column.name in RESERVED and section != "params") or not column.name:
         problems.append(f"column {column.name!r}: the name is taken by the answer itself: rename it in the model")
     try:
         found = shape(column.type)
@@ -179,9 +254,9 @@ def _check(section: Section, column: Column, problems: list[str]) -> Shape:
     return found
 
 
-def _check_updated(column: Column) -> Iterator[str]:
+def _check_moment(column: Column, key: str) -> Iterator[str]:
     if _AS_IT_IS.get(column.type.id) not in (Kind.TIMESTAMP, Kind.DATE):
-        yield f"column {column.name} (profiles.updated_at): expected a timestamp or a date, not {column.type.text}"
+        yield f"column {column.name} ({key}): expected a timestamp or a date, not {column.type.text}"
 
 
 def _cast(column: Column, found: Shape) -> str:

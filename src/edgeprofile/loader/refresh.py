@@ -23,8 +23,10 @@ from edgeprofile.errors import (
     SnapshotDamaged,
     StoreError,
 )
-from edgeprofile.loader.build import Built, Progress, build
-from edgeprofile.loader.model import Plan, plan
+from edgeprofile.loader.build import Built, Models, build
+from edgeprofile.loader.events import NO_EVENTS
+from edgeprofile.loader.model import EventsPlan, Plan, plan, plan_events
+from edgeprofile.loader.rows import Progress
 from edgeprofile.loader.source import Source
 from edgeprofile.loader.writer import WriterError
 from edgeprofile.settings import Settings, Workspace
@@ -34,11 +36,34 @@ VERIFY_SECONDS_MAX = 600
 DISK_FULL_BYTES = 1 << 20
 
 
-def describe(settings: Settings, name: str) -> Plan:
-    """The plan of a workspace's model, without running it. Raises ModelError or SourceError."""
+def describe(settings: Settings, name: str) -> Models:
+    """The plans of a workspace's models, without running them. Raises ModelError or SourceError."""
     workspace = settings.workspaces[name]
     with Source(workspace.source, settings.loader, settings.folder, settings.data_dir / name / SCRATCH) as source:
-        return plan(workspace.profiles, source.describe(source.statement(workspace.profiles.text)), {})
+        return _models(source, workspace, {})
+
+
+def _models(source: Source, workspace: Workspace, audience_ids: dict[str, int]) -> Models:
+    """The plans of both models. What is wrong with either is raised together."""
+    problems: list[str] = []
+    profiles: tuple[str, Plan] | None = None
+    events: tuple[str, EventsPlan] | None = None
+    try:
+        sql = source.statement(workspace.profiles.text)
+        profiles = sql, plan(workspace.profiles, source.describe(sql), audience_ids)
+    except ModelError as error:
+        problems += error.problems
+    if workspace.events is not None:
+        try:
+            with source.running("the events' model"):
+                sql = source.statement(workspace.events.text)
+                events = sql, plan_events(workspace.events, source.describe(sql))
+        except ModelError as error:
+            problems += error.problems
+    if profiles is None or problems:
+        raise ModelError(problems)
+    events_sql, events_plan = events or (None, None)
+    return Models(*profiles, events_sql, events_plan)
 
 
 def refresh(
@@ -107,11 +132,10 @@ def _cycle(
     building = snapshot.start_build(home)
     progress("model", 0, 0)
     with Source(workspace.source, settings.loader, settings.folder, home / SCRATCH) as source:
-        sql = source.statement(workspace.profiles.text)
-        made = plan(workspace.profiles, source.describe(sql), _audience_ids(home))
-        built = build(source, sql, made, building, int(started_at * 1e6), workspace.rejects_max, progress)
+        models = _models(source, workspace, _audience_ids(home))
+        built = build(source, models, building, int(started_at * 1e6), workspace.rejects_max, progress)
     finished_at = time.time()
-    rejected = sum(built.rejected.values())
+    rejected = sum(built.rejected.values()) + (built.events.refused if built.events else 0)
     if before is not None and before.content == built.content and not force and _is_whole(home, before):
         shutil.rmtree(building)
         return snapshot.Outcome(
@@ -120,6 +144,7 @@ def _cycle(
             finished_at=finished_at,
             snapshot=before.name,
             profiles=before.profiles,
+            events=before.events,
             rejected=rejected,
         )
     if not force:
@@ -127,7 +152,7 @@ def _cycle(
     progress("publish", 0, 0)
 
     def manifest_of(file_bytes: int, sha256: str) -> snapshot.Manifest:
-        return _manifest(home, served, made, built, file_bytes, sha256, started_at, finished_at)
+        return _manifest(home, served, models, built, file_bytes, sha256, started_at, finished_at)
 
     manifest = snapshot.publish(home, building, manifest_of, _verify_in_child, built.pages_bytes, at)
     # What stays for want of a permission or the like is tried again by the next refresh.
@@ -139,6 +164,7 @@ def _cycle(
         finished_at=time.time(),
         snapshot=manifest.name,
         profiles=manifest.profiles,
+        events=manifest.events,
         rejected=rejected,
     )
 
@@ -181,12 +207,20 @@ def _guard(before: snapshot.Manifest | None, built: Built, shrink_max: float) ->
             outcome="shrunk",
             hint=advice,
         )
+    # Without a model of events there are meant to be none.
+    if before is not None and built.events is not None and built.events.events < (1 - shrink_max) * before.events:
+        raise RefreshRefused(
+            f"the events' model gave {built.events.events} events where {before.events} are served, "
+            f"which is more of a loss than shrink_max allows ({shrink_max:.0%})",
+            outcome="shrunk",
+            hint=advice,
+        )
 
 
 def _manifest(
     home: Path,
     before: snapshot.Manifest | None,
-    made: Plan,
+    models: Models,
     built: Built,
     file_bytes: int,
     sha256: str,
@@ -194,11 +228,13 @@ def _manifest(
     finished_at: float,
 ) -> snapshot.Manifest:
     known = snapshot.manifests(home)
+    events = built.events or NO_EVENTS
+    events_plan = models.events_plan
     return snapshot.Manifest(
         name=snapshot.name_of(finished_at, built.content),
         sequence=1 + max((m.sequence for m in known), default=0),
         previous=before.name if before is not None else None,
-        schema=msgspec.to_builtins(made.schema),
+        schema=msgspec.to_builtins(models.plan.schema),
         profiles=built.profiles,
         identifiers=built.identifiers,
         segments=built.segments,
@@ -206,11 +242,18 @@ def _manifest(
         record_bytes=built.record_bytes,
         sha256=sha256,
         content=built.content,
-        model=made.fingerprint,
+        model=models.fingerprint,
         started_at=started_at,
         finished_at=finished_at,
         rows=built.rows,
         rejected=built.rejected,
+        events_schema=msgspec.to_builtins(events_plan.schema) if events_plan else None,
+        events=events.events,
+        histories=events.histories,
+        event_segments=events.segments,
+        event_bytes=events.events_bytes,
+        event_rows=events.rows,
+        events_rejected=events.rejected,
     )
 
 

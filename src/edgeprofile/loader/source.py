@@ -1,7 +1,7 @@
 """The warehouse: the one place that imports DuckDB.
 
-A `Source` runs the model once, into a temporary table `rows` sorted by primary id, and answers questions of
-that table. DuckDB keeps its memory under the limit by spilling to a folder of its own, which goes with it.
+A `Source` runs each model once, into a temporary table sorted by primary id, and answers questions of that
+table. DuckDB keeps its memory under the limit by spilling to a folder of its own, which goes with it.
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class Source:
     error of DuckDB's quotes are left out: errors end up in logs.
     """
 
+    model = "the model"  # what errors call the SQL that is being run
+
     def __init__(self, source: SourceSettings, loader: LoaderSettings, folder: Path, scratch: Path) -> None:
         config: dict[str, Any] = {
             "memory_limit": f"{loader.memory_limit_bytes // 1024} KiB",
@@ -84,9 +86,9 @@ class Source:
         """The model's SQL, one statement, without the semicolon that closes it and the comments behind that."""
         try:
             if len(self._connection.extract_statements(sql)) != 1:
-                raise ModelError(["the model's SQL must be one SELECT statement"])
+                raise ModelError([f"{self.model}'s SQL must be one SELECT statement"])
         except duckdb.Error as error:
-            raise ModelError([f"the model's SQL: {_first_line(error)}"]) from None
+            raise ModelError([f"{self.model}'s SQL: {_first_line(error)}"]) from None
         text = sql.encode()
         end = len(text)
         for offset, kind in reversed(duckdb.tokenize(sql)):
@@ -103,9 +105,9 @@ class Source:
             # The names come from the SQL itself: in a subquery DuckDB renames those that stand twice.
             names = self._connection.sql(sql).columns
         except duckdb.IOException as error:
-            raise SourceError(f"the model cannot be read: {_first_line(error)}") from None
+            raise SourceError(f"{self.model} cannot be read: {_first_line(error)}") from None
         except duckdb.Error as error:
-            raise ModelError([f"the model's SQL: {_first_line(error)}"]) from None
+            raise ModelError([f"{self.model}'s SQL: {_first_line(error)}"]) from None
         return [Column(name, _warehouse_type(kind)) for name, kind in zip(names, relation.types, strict=True)]
 
     def run(self, sql: str) -> None:
@@ -113,7 +115,7 @@ class Source:
         try:
             self._connection.execute(sql)
         except duckdb.Error as error:
-            raise _execution_error(error) from None
+            raise _execution_error(error, self.model) from None
         except RuntimeError as error:
             raise _interrupted(error) from None
 
@@ -122,7 +124,7 @@ class Source:
         try:
             return self._connection.execute(sql).fetchall()
         except duckdb.Error as error:
-            raise _execution_error(error) from None
+            raise _execution_error(error, self.model) from None
         except RuntimeError as error:
             raise _interrupted(error) from None
 
@@ -131,7 +133,16 @@ class Source:
         try:
             return self._connection.sql(sql).__arrow_c_stream__()
         except duckdb.Error as error:
-            raise _execution_error(error) from None
+            raise _execution_error(error, self.model) from None
+
+    @contextmanager
+    def running(self, model: str) -> Iterator[None]:
+        """What goes wrong meanwhile is said of this model."""
+        before, self.model = self.model, model
+        try:
+            yield
+        finally:
+            self.model = before
 
     @contextmanager
     def reporting(self, report: Callable[[float], None]) -> Iterator[None]:
@@ -166,16 +177,16 @@ def _interrupted(error: RuntimeError) -> BaseException:
     return KeyboardInterrupt() if "interrupted" in str(error) else error
 
 
-def _execution_error(error: duckdb.Error) -> EdgeprofileError:
+def _execution_error(error: duckdb.Error, model: str) -> EdgeprofileError:
     if isinstance(error, duckdb.OutOfMemoryException) and "offload" in str(error):
         return DiskFull()
     if isinstance(error, duckdb.OutOfMemoryException):
         return SourceError(
-            "the model needs more memory than loader.memory_limit allows", hint="raise it, or set loader.threads = 1"
+            f"{model} needs more memory than loader.memory_limit allows", hint="raise it, or set loader.threads = 1"
         )
     text = str(error)
     message = text.rpartition("\n\nLINE ")[0] or text  # without the place in the SQL
-    return SourceError(f"the model could not be run: {_VALUES.sub('…', message)}".split("\n", 1)[0])
+    return SourceError(f"{model} could not be run: {_VALUES.sub('…', message)}".split("\n", 1)[0])
 
 
 def _warehouse_type(kind: Any) -> WarehouseType:

@@ -9,7 +9,7 @@ from typing import Any
 
 import lmdb
 
-from edgeprofile.reader import IDENTIFIERS, LIB_VERSION, PROFILES, RECORDS, SEGMENT_KEY
+from edgeprofile.reader import DATABASES, LIB_VERSION, SEGMENT_KEY
 
 # Address space, not memory or disk: the file grows as pages are written.
 MAP_BYTES = 1 << 40
@@ -20,7 +20,8 @@ WriterError = lmdb.Error
 
 
 class Writer:
-    """Appends segments of records, the profiles in them, and then identifiers, each in the order of keys.
+    """Appends segments of records with the profiles in them, identifiers, and segments of events with the histories
+    that these complete, each in the order of keys.
 
     A key out of order is an error of LMDB's. Writes go through the file and not through a writable map, so that
     a full disk is an OSError or lmdb.Error here and never a SIGBUS. Nothing is durable before the file is synced.
@@ -33,14 +34,12 @@ class Writer:
             lock=False,
             sync=False,
             metasync=False,
-            max_dbs=3,
+            max_dbs=len(DATABASES),
             map_size=MAP_BYTES,
             lib_version=LIB_VERSION,
         )
-        self.records, self.profiles, self.identifiers = (
-            self.env.open_db(name) for name in (RECORDS, PROFILES, IDENTIFIERS)
-        )
-        self.segments = 0
+        self.records, self.profiles, self.identifiers, self.events, self.histories = map(self.env.open_db, DATABASES)
+        self.segments = self.event_segments = 0
 
     def add_segment(self, segment: bytes, entries: Entries) -> None:
         """One transaction: records, and the place in it of each profile."""
@@ -53,6 +52,14 @@ class Writer:
         """One transaction of identifiers."""
         with self.env.begin(write=True) as txn:
             _append(txn, self.identifiers, entries)
+
+    def add_events(self, segment: bytes, histories: Entries) -> None:
+        """One transaction: blocks of events, if there are any, and the directories that are complete with them."""
+        with self.env.begin(write=True) as txn:
+            if segment:
+                txn.put(SEGMENT_KEY.pack(self.event_segments), segment, append=True, db=self.events)
+                self.event_segments += 1
+            _append(txn, self.histories, histories)
 
     def used_bytes(self) -> int:
         """How many bytes of the file are in use."""

@@ -275,3 +275,44 @@ JOIN (
     FROM order_lines
     GROUP BY order_id
 ) USING (order_id);
+
+
+-- What customers did in the shop beside ordering: four things on average, at any time since they signed up.
+CREATE TABLE visits (
+    visit_id BIGINT NOT NULL,
+    customer_id BIGINT NOT NULL,
+    visited_at TIMESTAMP NOT NULL,      -- to the millisecond, as web analytics have it
+    action VARCHAR NOT NULL,
+    product_id BIGINT,                  -- NULL: of no product
+    device VARCHAR NOT NULL,
+    details JSON
+);
+
+INSERT INTO visits
+SELECT
+    customer_id * 1000 + number AS visit_id,
+    customer_id,
+    signed_up_at + to_milliseconds(
+        date_diff('second', signed_up_at, exported_at) * draw('visited', visit_id, 1000) + draw('ms', visit_id, 1000)),
+    pick(['page_viewed', 'product_viewed', 'product_viewed', 'cart_filled', 'searched'], 'action', visit_id) AS action,
+    CASE WHEN action IN ('product_viewed', 'cart_filled') THEN 1 + draw('visited product', visit_id, 48) END,
+    pick(['phone', 'phone', 'phone', 'laptop', 'tablet'], 'device', visit_id),
+    CASE action
+        WHEN 'page_viewed' THEN json_object('page', pick(['/', '/sale', '/stores', '/help'], 'page', visit_id))
+        WHEN 'searched' THEN json_object('words', pick(['gift', 'warm', 'größe 46', '🎁'], 'words', visit_id),
+            'found', draw('found', visit_id, 30))
+    END
+FROM (
+    SELECT customer_id, signed_up_at, unnest(range(1, 3 + draw('visits', customer_id, 5))) AS number
+    FROM customers
+    WHERE customer_id <> 12345
+), export;
+
+-- Jane, who thought twice about the tent and would not be without it now.
+INSERT INTO visits VALUES
+    (12345001, 12345, '2022-03-05 09:20:17.250', 'searched', NULL, 'laptop', '{"words":"atlas","found":1}'),
+    (12345002, 12345, '2022-11-20 21:14:03.008', 'product_viewed', 36, 'tablet', NULL),
+    (12345003, 12345, '2022-11-24 19:58:31.770', 'cart_filled', 36, 'phone', NULL),
+    (12345004, 12345, '2023-08-21 06:42:55.500', 'product_reviewed', 36, 'phone',
+        '{"stars":5,"text":"Stood a night of gales on Skye ⛺"}'),
+    (12345005, 12345, '2025-06-10 12:30:09.123', 'product_viewed', 26, 'laptop', NULL);

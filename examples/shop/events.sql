@@ -1,0 +1,1 @@
+../../src/edgeprofile/sample/events.sql
