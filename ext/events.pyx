@@ -226,13 +226,16 @@ cdef class Page:
             if mark.time_us < wanted.start_us:
                 return True
             if may_be(wanted, mark.name_hash):
-                if self.events == wanted.limit:
+                # By a name, only the record tells whether there is one more: another name may have its hash.
+                if self.events == wanted.limit and not wanted.texts:
                     return False
                 view = &self.views[self.events]
                 self.open_event(self.at, view)
                 if view.updated_us != mark.time_us:
                     raise self.damaged()
                 if not wanted.texts or self.is_named(view, wanted):
+                    if self.events == wanted.limit:
+                        return False
                     if self.events and self.bytes + 1 + view.body_bytes > bytes_max:
                         return False
                     self.bytes += view.body_bytes + (1 if self.events else 0)

@@ -47,7 +47,7 @@ cdef class Page:
     cdef size_t number
     cdef uint32_t at
     # What was found, and the bytes of it as an answer with a cursor.
-    cdef View views[EVENTS_MAX]
+    cdef View views[EVENTS_MAX + 1]  # one to look at what comes next
     cdef readonly int events
     cdef uint64_t bytes
     cdef bint has_cursor
