@@ -54,14 +54,18 @@ cdef class Reading:
         self.started_ns = clock_ns()
 
     cpdef go_on(self):
-        """Asks for the next piece, with which this object is called."""
-        future = self.receive()
-        if not hasattr(future, "add_done_callback"):  # as where the caller has gone already
-            self.end(MalformedBody("The body ended early."))
-        elif future.done():
-            self(future)
-        else:
-            future.add_done_callback(self)
+        """Asks for the next piece, with which this object is called. Never raises: a fault is an outcome too."""
+        try:
+            future = self.receive()
+            if not hasattr(future, "add_done_callback"):  # as where the caller has gone already
+                raise MalformedBody("The body ended early.")
+            if not future.done():
+                future.add_done_callback(self)
+                return
+        except Exception as error:
+            self.end(error)
+            return
+        self(future)
 
     def __call__(self, future):
         if self.then is None:

@@ -348,6 +348,28 @@ def test_a_body_that_takes_too_long_is_answered_once(app: tuple[Lookup, str, Ser
     assert b"not whole after 30 s" in sent[1]["body"]
 
 
+def test_a_body_that_cannot_be_read_is_answered_once(app: tuple[Lookup, str, Service]) -> None:
+    lookup, key, _ = app
+    sent: list[Message] = []
+
+    def receive() -> Piece:
+        raise OSError
+
+    assert lookup.answer_now(scope_of("/v1/profiles/lookup", key, "POST"), receive, sent.append)
+    lookup.expire_bodies()
+
+    assert [message.get("status") for message in sent] == [500, None]
+
+
+def test_a_caller_that_has_gone_before_its_body_is_read_is_one_bad_request(app: tuple[Lookup, str, Service]) -> None:
+    lookup, key, _ = app
+    sent: list[Message] = []
+
+    assert lookup.answer_now(scope_of("/v1/profiles/lookup", key, "POST"), lambda: object(), sent.append)
+
+    assert [message.get("status") for message in sent] == [400, None]
+
+
 class Protocol:
     """As Granian's: `send` acts when it is called."""
 
