@@ -29,6 +29,7 @@ FORMS = {1: "application/json", 2: "application/msgpack"}
 # Of an Accept header; what stands behind them is not looked at.
 RANGES_MAX = 100
 QUALITY = re.compile(r"0(\.[0-9]*)?|1(\.0*)?")
+MANY_PATH = b"/v1/profiles/lookup"
 MANY_MAX = 100
 # An error quotes what it is about, which may be long.
 ERROR_CHARS_MAX = 300
