@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 from edgeprofile import limiter, snapshot
+from edgeprofile._front import Front
 from edgeprofile._gate import Gate, Grant, Meter
 from edgeprofile._limiter import Policy, SharedMap
-from edgeprofile._front import Front
 from edgeprofile._store import Store, Workspace, take_unheld
 from edgeprofile.errors import EdgeprofileError, KeyFileError, NoSnapshot, SnapshotDamaged, StoreError
 from edgeprofile.keys import Key, KeyTable, stamp_of
