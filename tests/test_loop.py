@@ -20,8 +20,8 @@ from test_http_snapshots import DECLARED as GENERATIONS
 from test_http_snapshots import generation_of, publish
 
 from edgeprofile import metrics
-from edgeprofile._limiter import SharedMap
 from edgeprofile._front import Front
+from edgeprofile._limiter import SharedMap
 from edgeprofile.app import SHARED_MAP, build_app
 from edgeprofile.loop import WATCHER, Loop
 

@@ -4,7 +4,7 @@ from typing import final
 from edgeprofile._events import Wanted
 from edgeprofile._exchange import Exchange
 from edgeprofile._gate import Gate
-from edgeprofile._surface import Answer
+from edgeprofile.api.dialect import Answer
 from edgeprofile.api.native import Asked
 from edgeprofile.errors import ApiError
 from edgeprofile.record import Runs, Schema

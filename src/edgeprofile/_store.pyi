@@ -5,7 +5,7 @@ from edgeprofile.history import EventsSchema
 from edgeprofile.reader import Reader
 from edgeprofile.record import Runs, Schema
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 @final
 class Plan:
@@ -24,8 +24,8 @@ class Store:
     def schema(self) -> Schema: ...
     @property
     def events_schema(self) -> EventsSchema | None: ...
-    def recall(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What `make` gave when it was first asked for under this key: a bounded table, which goes with the snapshot."""
+    def recall(self, key: Hashable, make: Callable[[], _T]) -> _T:
+        """What `make` gave when it was first asked for under this key: a bounded table that goes with the snapshot."""
 
     def primary_of(self, namespace: bytes, value: bytes, normalize: Callable[[bytes], bytes]) -> bytes:
         """The primary id of the profile that an identifier finds: of several, the most recently updated.

@@ -18,7 +18,7 @@ from edgeprofile._lookup import Lookup
 from edgeprofile._metrics import Recorder, clock_ns
 from edgeprofile._store import Workspace
 from edgeprofile._surface import Surface
-from edgeprofile.api import native
+from edgeprofile.api import dialect, native
 from edgeprofile.api.problems import HANDLERS, problem
 from edgeprofile.errors import ApiError, MalformedBody, RateLimited
 from edgeprofile.metrics import Counter, limited_slot, slots
@@ -56,7 +56,7 @@ def build_app(settings: Settings) -> Front:
         parse_many=native.parse_many,
         parse_events=native.parse_events,
         accepted=native.accepted,
-        normalize=native.lowered,
+        normalize=dialect.lowered,
         request_bytes_max=settings.limits.request_bytes_max,
         response_bytes_max=settings.limits.response_bytes_max,
         cache_control=settings.server.cache_control.encode(),

@@ -17,7 +17,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from edgeprofile import record
 from edgeprofile._events import Wanted
 from edgeprofile._store import Workspace
 from edgeprofile.errors import MalformedBody, MalformedQuery, NotReady, UnknownField
@@ -221,11 +220,6 @@ def _quality(parameters: list[str]) -> float:
         if name.strip() == "q":
             return float(value) if QUALITY.fullmatch(value) else 0
     return 1
-
-
-def lowered(value: bytes) -> bytes:
-    """An identifier's value, UTF-8 but not ASCII, in lower case as the index has it."""
-    return record.normalize(value.decode(), "lower").encode()
 
 
 def routes(workspaces: list[Workspace]) -> list[Route]:
