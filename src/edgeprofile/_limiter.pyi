@@ -28,6 +28,9 @@ class SharedMap:
     def take_bucket(self, cell: int, policy: Policy, cost: int, now_ns: int | None = None) -> tuple[int, int]:
         """As `take`, with the index of the bucket that takes the longest to have enough (0 if none does)."""
 
+    def used_percent(self, cell: int, policy: Policy, now_ns: int | None = None) -> int:
+        """How much of the tokens is gone, as `limiter.used_percent`; `now_ns` and IndexError as in `take`."""
+
     def add(self, index: int, n: int) -> None:
         """Adds to one of the 2,048 counters, modulo 2**64; IndexError if there is no such counter."""
 

@@ -121,6 +121,20 @@ def decide(cell: tuple[int, int], now_ns: int, cost: int, policy: Policy) -> Dec
     return Decision(True, (tats[0], tats[1]), 0, 0)
 
 
+def used_percent(cell: tuple[int, int], now_ns: int, policy: Policy) -> int:
+    """How much of a key's tokens is gone, in the bucket of which the most is: 0 when rested, 100 when none is left.
+
+    In whole per cent, rounded up, of spans that are rounded up to hundreds of units.
+    """
+    now = now_ns * UNITS_NS % WRAP
+    used = 0
+    for index, bucket in enumerate(policy.buckets):
+        ahead = (cell[index] - now) % WRAP
+        if ahead <= bucket.span + SKEW:
+            used = max(used, min(100, -(-ahead // -(-bucket.span // 100))))
+    return used
+
+
 def retry_after_s(wait_ns: int) -> int:
     """Whole seconds for Retry-After, at least 1, after which the request passes; ValueError for NEVER."""
     if wait_ns == NEVER:
