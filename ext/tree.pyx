@@ -20,18 +20,14 @@ import os
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_SetFromErrno
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint16_t, uint64_t
 from libc.string cimport memcmp, memcpy
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
 
 from edgeprofile.errors import FormatUnsupported, SnapshotDamaged
 
 cdef enum:
-    MAGIC = 0xBEEFC0DE
     VERSION = 1
-    DEPTH_MAX = 32
-    PAGE_BYTES_MIN = 4096
-    PAGE_BYTES_MAX = 32768
 
 # Kinds of pages. Leaves of a fixed key size (0x20) and pages inside of pages (0x40) are for duplicate keys.
 cdef enum:
@@ -44,23 +40,10 @@ cdef enum:
 # Flags of leaves' nodes.
 cdef enum:
     IS_LARGE = 0x01  # the value is the number of the overflow page that has it
-    IS_DATABASE = 0x02
-
-
-cdef struct Page:
-    uint64_t number
-    uint16_t unused, kind, lower, upper
 
 
 cdef struct Node:
     uint16_t low, high, flags, key_bytes
-
-
-cdef struct Meta:
-    uint32_t magic, version
-    uint64_t address, map_bytes
-    Database free, main
-    uint64_t last_page, transaction
 
 
 @cython.final

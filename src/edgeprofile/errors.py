@@ -12,6 +12,7 @@ EdgeprofileError                  anything below; has a `hint` for whoever must 
 │   ├── SnapshotDamaged           a file is not what its manifest says
 │   ├── FormatUnsupported         a format version that this build does not know
 │   ├── RecordDamaged             a record fails its check
+│   ├── LiveDamaged               the live layer's file is not what it should be
 │   ├── RecordTooLarge            a record would be larger than can be served
 │   ├── DiskFull                  no room is left under data_dir
 │   └── LoaderBusy                another loader owns the workspace
@@ -109,6 +110,10 @@ class FormatUnsupported(StoreError):
 
 class RecordDamaged(StoreError):
     """A record's checksum or an offset in it is wrong."""
+
+
+class LiveDamaged(StoreError):
+    """The live layer's file is cut short or altered."""
 
 
 class RecordTooLarge(StoreError):
