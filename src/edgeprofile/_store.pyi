@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Self, final
 
 from edgeprofile.reader import Reader
@@ -16,6 +17,20 @@ class Store:
     def __new__(cls, reader: Reader) -> Self: ...
     @property
     def reader(self) -> Reader: ...
+    def primaries_of(
+        self, namespace: bytes, value: bytes, normalize: Callable[[bytes], bytes], count: int
+    ) -> list[bytes]:
+        """The primary ids of the profiles that an identifier finds, those updated last first; at most `count`.
+
+        By the primary namespace it is the value itself, be there such a profile or not. `normalize` lower-cases a
+        value that is not ASCII. Raises UnknownNamespace, ProfileNotFound and RecordDamaged.
+        """
+
+    def ids_after(self, primary: bytes | None, count: int) -> list[bytes]:
+        """The next `count` primary ids behind one in their binary order, or the first for None; fewer at the end.
+
+        That one need not be there. Raises SnapshotDamaged.
+        """
 
 @final
 class Workspace:
