@@ -14,7 +14,7 @@ from workshop import Workshop
 
 from edgeprofile import reader, snapshot
 from edgeprofile._store import Store
-from edgeprofile.api.native import lowered
+from edgeprofile.api.dialect import lowered
 from edgeprofile.errors import ProfileNotFound, RecordDamaged, SnapshotDamaged, UnknownNamespace
 
 # Ids of a few lengths, over several pages of the tree.

@@ -21,7 +21,8 @@ from granian.log import LogLevels
 from granian.server.common import AbstractServer
 from granian.server.embed import Server as EmbeddedServer
 
-from edgeprofile._lookup import Lookup
+from edgeprofile import signing
+from edgeprofile._front import Front
 from edgeprofile.api.admin import build_admin
 from edgeprofile.app import build_app, open_shared
 from edgeprofile.errors import UsageError
@@ -99,6 +100,8 @@ def serve(settings: Settings) -> None:
     admin_host = _free_address(settings.server.admin_host, admin_port, "server.admin_port") if admin_port else ""
     # Opened here once, so that a folder that cannot be used is one line and not a crash of every worker.
     open_shared(settings).clear_counters()
+    if settings.signs:
+        signing.ensure(settings.data_dir)
     logging.config.dictConfig(LOGGING)
     server = granian(settings)
     log.info("serving on http://%s:%d with %d workers", host, port, server.workers)
@@ -150,14 +153,14 @@ def granian(settings: Settings) -> AbstractServer[Any]:
     )
 
 
-def _load(settings: Settings) -> Lookup:
+def _load(settings: Settings) -> Front:
     """Runs in each worker."""
     try:
         loop = asyncio.get_event_loop()
-        lookup = build_app(settings)
+        front = build_app(settings)
         if isinstance(loop, Loop):
-            loop.lookup = lookup
-        return lookup
+            loop.front = front
+        return front
     except Exception as error:
         log.error("the worker cannot start: %s", error)
         sys.exit(1)
