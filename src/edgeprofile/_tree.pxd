@@ -3,7 +3,7 @@
 cimport cython
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-# What `find` says.
+# What `find` and `find_after` say.
 cdef enum:
     MISSING
     FOUND
@@ -62,3 +62,5 @@ cdef class Tree:
     cdef tuple names
     cdef int find(self, int database, const char* key, size_t key_bytes,
                   const char** value, size_t* value_bytes) noexcept nogil
+    cdef int find_after(self, int database, const char* key, size_t key_bytes,
+                        const char** above, size_t* above_bytes) noexcept nogil
