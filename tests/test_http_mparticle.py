@@ -544,9 +544,7 @@ def test_an_mpid_that_is_no_integer_of_64_bits_is_400(service: Service, kinds: s
 )  # fmt: skip
 def test_fields_that_there_are_not_are_400(service: Service, kinds: str, query: str) -> None:
     target = "/userprofile/v1/10/20/31/-1" + ("?" + query if query else "")
-    message = assert_refused(service.get(target, kinds), 400, "malformed_query")
-    assert message.startswith("fields ")
-    assert message.endswith("user_attributes, audience_memberships, attribution, separated by commas.")
+    assert assert_refused(service.get(target, kinds), 400, "malformed_query").startswith("fields ")
 
 
 WRONG: list[object] = [None, 1, 1.5, True, [], {}, ["x"], ""]

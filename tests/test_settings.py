@@ -30,6 +30,9 @@ SOURCE = 'source.url = "duckdb://"'
 PROFILES = 'profiles = { sql = "SELECT 1 AS id", id = "id" }'
 SHOP = f"[workspaces.shop]\n{SOURCE}\n{PROFILES}\n"
 EVENTS = 'events = { sql = "FROM events", profile = "id", name = "name", time = "at" }\n'
+MPARTICLE = 'mparticle = { org = "1", account = "2", workspace = "3", mpid = "id" }\n'
+# They name the primary id, so that they stand only where it is what it is in SHOP.
+DIALECTS = {"mparticle": MPARTICLE}
 SECRET = "hunter2"
 
 Write = Callable[[str], None]
@@ -254,6 +257,19 @@ SAMPLES = {
     "workspaces.shop.events.name": ("what", "what"),
     "workspaces.shop.events.time": ("when", "when"),
     "workspaces.shop.events.id": ("number", "number"),
+    "workspaces.shop.mparticle.org": ("o", "o"),
+    "workspaces.shop.mparticle.account": ("a.b~c-_", "a.b~c-_"),
+    "workspaces.shop.mparticle.workspace": ("9", "9"),
+    "workspaces.shop.mparticle.mpid": ("id", "id"),
+    "workspaces.shop.mparticle.user_identities": ('{"customer_id": "id"}', {"customer_id": "id"}),
+    "workspaces.shop.mparticle.device_identities": ('{"unknown": ["id", "id"]}', {"unknown": ("id", "id")}),
+    "workspaces.shop.mparticle.immutable": ("", ()),
+    "workspaces.shop.mparticle.created": ("since", "since"),
+    "workspaces.shop.mparticle.opted_out": ("out", "out"),
+    "workspaces.shop.mparticle.limit_ad_tracking": ("limits", "limits"),
+    "workspaces.shop.mparticle.attribution": ("source", "source"),
+    "workspaces.shop.mparticle.values_as_text": ("false", False),
+    "workspaces.shop.mparticle.audience": ("https://api.example", "https://api.example"),
 }
 NO_KEY = "expected a variable that names a key, found none"
 UNSERVED = {"server.tls_certificate", "server.tls_key", "server.tls_client_ca"}
@@ -265,7 +281,7 @@ def test_every_key_of_the_reference_has_a_sample_here() -> None:
 
 @pytest.mark.parametrize("key", SAMPLES)
 def test_a_variable_overrides_its_key(key: str, write: Write, tmp_path: Path) -> None:
-    write(SHOP + EVENTS)
+    write(SHOP + EVENTS + "".join(table for name, table in DIALECTS.items() if f".{name}." in key))
     text, value = SAMPLES[key]
     variable = "EDGEPROFILE_" + key.upper().replace(".", "__")
     assert at(key)(load(environ={variable: text})) == (tmp_path / text if key == "data_dir" else value)
@@ -421,6 +437,24 @@ IDENTIFIER = "expected a column or a table of column, unique, normalize"
         (f"{SHOP}rejects_max = 1.5", "workspaces.shop.rejects_max: expected a number from 0 to 1, found 1.5"),
         (f"{SHOP}shrink_max = nan", "workspaces.shop.shrink_max: expected a number from 0 to 1, found NaN"),
         (f"{SHOP}keep = 0", "workspaces.shop.keep: expected an integer from 1 to 1024, found 0"),
+        *((f"{SHOP}{MPARTICLE}".replace(old, new), f"workspaces.shop.mparticle.{line}") for old, new, line in [
+            ('mpid = "id"', 'mpid = "x"', 'mpid: expected an identifier of the profiles (id), found "x"'),
+            ('org = "1"', 'org = "a/b"', 'org: expected a name without /, for paths, found "a/b"'),
+            ('org = "1", ', "", "org: expected a name without /, for paths, found nothing"),
+            ("mpid", "audience = 'a b', mpid", 'audience: expected a URL, or a name without spaces, found "a b"'),
+            ("mpid", "user_identities = { a = 'x' }, mpid",
+             'user_identities.a: expected an identifier of the profiles (id), found "x"'),
+            ("mpid", "device_identities = { a = ['id', 'x'] }, mpid",
+             'device_identities.a.1: expected an identifier of the profiles (id), found "x"'),
+            ("mpid", "device_identities = { a = [] }, mpid",
+             "device_identities.a: expected a column or a list of columns, found []"),
+            ("mpid", "device_identities = { a = ['id', 3] }, mpid",
+             'device_identities.a: expected a column or a list of columns, found ["id", 3]'),
+            ("mpid", "immutable = ['a'], mpid",
+             'immutable: expected types of user_identities or device_identities, of one column each, found "a"'),
+            ("mpid", "user_identities = { a = ['id'] }, immutable = ['a'], mpid",
+             'immutable: expected types of user_identities or device_identities, of one column each, found "a"'),
+        ]),
         ("[a]\nb = @", "expected valid TOML, found a fault: Invalid value (at line 2, column 5)"),
         ("a = [1", "expected valid TOML, found a fault: Unclosed array (at end of document)"),
     ],
@@ -438,12 +472,13 @@ def test_there_are_as_many_workspaces_as_counters_for_them(write: Write) -> None
     assert str(fault()) == "edgeprofile.toml: workspaces: expected at most 1,000 workspaces, found 1,001"
 
 
-@pytest.mark.parametrize("table", ["insider", "mparticle", "intilery", "batch", "deleted", "full_refresh"])
+@pytest.mark.parametrize("table", ["batch", "deleted", "full_refresh"])
 def test_what_this_version_lacks_is_an_unknown_key(table: str, write: Write) -> None:
     write(f"{SHOP}{table} = {{}}")
     error = fault()
     assert str(error) == f'edgeprofile.toml: workspaces.shop.{table}: expected a known key, found "{table}"'
-    assert error.hint == "Known here: refresh, keep, rejects_max, shrink_max, source, profiles, events."
+    known = "refresh, keep, rejects_max, shrink_max, source, profiles, events, insider, mparticle, intilery"
+    assert error.hint == f"Known here: {known}."
 
 
 @pytest.mark.parametrize(

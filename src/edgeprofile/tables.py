@@ -14,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-from msgspec import Struct, ValidationError, convert, inspect, structs
+from msgspec import NODEFAULT, Struct, ValidationError, convert, inspect, structs
 
 from edgeprofile.errors import SettingsError
 
@@ -159,6 +159,8 @@ def _path(_: type, text: str) -> object:
 
 def default_of(field: structs.FieldInfo) -> str:
     """A key's default, as the docs show it."""
+    if field.default_factory is not NODEFAULT:  # of a table, an empty one
+        return "{}"
     default = "none" if field.default is None else shown(field.default).removesuffix(".0")
     return "required" if field.required else default
 

@@ -59,7 +59,7 @@ def json_object(body: bytes) -> dict[str, Any]:
     if len(body) > OBJECT_BYTES_MAX:
         raise BodyTooLarge(OBJECT_BYTES_MAX)
     try:
-        found = json.loads(body.decode(), object_pairs_hook=once)
+        found = json.loads(body.decode(), object_pairs_hook=unique)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
@@ -67,7 +67,7 @@ def json_object(body: bytes) -> dict[str, Any]:
     return found
 
 
-def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Names and values as a dict. Raises MalformedBody for a name that stands twice."""
     found = dict(pairs)
     if len(found) < len(pairs):

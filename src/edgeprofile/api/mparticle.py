@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
-from urllib.parse import unquote_plus, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 
@@ -19,6 +19,7 @@ from edgeprofile._gate import Grant
 from edgeprofile._profile import IF_TRUE, RUN, TEXT, Profile, Template, find
 from edgeprofile._store import Store
 from edgeprofile.api.dialect import Answer, Service, json_object, lowered
+from edgeprofile.api.query import parameters
 from edgeprofile.errors import (
     AnswerTooLarge,
     ApiError,
@@ -192,15 +193,11 @@ class Dialect:
 
 
 def _parse_fields(query: bytes) -> set[str]:
-    """What `fields` names, of which there may be several. Raises MalformedQuery."""
-    pairs = [part.partition(b"=") for part in query.split(b"&")]
-    values = [value for name, _, value in pairs if unquote_to_bytes(name) == b"fields"]
-    asked = [name for value in values for name in unquote_plus(value.decode("latin-1")).split(",")]
-    unknown = next((name for name in asked if name not in FIELDS), "" if not asked else None)
-    if unknown is not None:
-        what = f"names {unknown[:100]!r}, which there is not" if unknown else "is missing or has an empty item"
-        raise MalformedQuery(f"fields {what}: it is a list of {', '.join(FIELDS)}, separated by commas.")
-    return set(asked)
+    """What `fields` names, which may stand several times. Raises MalformedQuery."""
+    asked = {name for value in parameters(query, ("fields",))["fields"] for name in value.split(",")}
+    if not asked or not asked.issubset(FIELDS):
+        raise MalformedQuery(f"fields is a list of {', '.join(FIELDS)}, separated by commas.")
+    return asked
 
 
 def _shape(query: bytes, schema: Schema, table: Table) -> Shape:

@@ -15,7 +15,7 @@ import msgspec
 
 from edgeprofile._exchange import Exchange
 from edgeprofile._gate import Grant
-from edgeprofile.api.dialect import OBJECT_BYTES_MAX, Answer, Service, json_object, once
+from edgeprofile.api.dialect import OBJECT_BYTES_MAX, Answer, Service, json_object, unique
 from edgeprofile.errors import ApiError, BodyTooLarge, MalformedBody, MethodNotAllowed, Unauthorized
 from edgeprofile.signing import TOKEN_SECONDS
 
@@ -109,7 +109,7 @@ def _parameters(body: bytes) -> dict[str, str]:
             pairs = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=PARAMETERS_MAX)
         except ValueError:
             raise MalformedBody("The body is neither a JSON object nor a form in UTF-8.") from None
-        given = once(pairs)
+        given = unique(pairs)
     for name in PARAMETERS:
         if not isinstance(given.get(name, ""), str):
             raise MalformedBody(f"{name} is not a text.")
