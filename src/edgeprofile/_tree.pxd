@@ -55,6 +55,10 @@ cdef int read(const Map* map, const Database* database, uint16_t flags, const ch
               const char** value, size_t* value_bytes) noexcept nogil
 
 
+cdef int read_after(const Map* map, const Database* database, const char* key, size_t key_bytes,
+                    const char** above, size_t* above_bytes) noexcept nogil
+
+
 @cython.final
 cdef class Tree:
     cdef Map map

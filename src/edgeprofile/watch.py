@@ -20,12 +20,13 @@ from edgeprofile import keys, limiter, signing, snapshot
 from edgeprofile._front import Front
 from edgeprofile._gate import Gate, Grant, Meter
 from edgeprofile._limiter import Policy, SharedMap
+from edgeprofile._live import Live
 from edgeprofile._store import Store, Workspace, take_unheld
 from edgeprofile.errors import EdgeprofileError, KeyFileError, NoSnapshot, SnapshotDamaged, StoreError
 from edgeprofile.keyfile import KeyFile, Row
 from edgeprofile.keys import Key, KeyTable
 from edgeprofile.metrics import Counter
-from edgeprofile.reader import Reader
+from edgeprofile.reader import LIVE_DATABASES, Reader, read_events_schema, read_schema
 from edgeprofile.settings import Settings
 
 POLL_INTERVAL_S = 0.1
@@ -71,7 +72,7 @@ class SnapshotWatcher:
             return
         try:
             reader = self._open(name, is_first=store is None)
-            opened = Store(reader)
+            opened = Store(reader, self._live_of(reader, is_first=store is None), read_schema, read_events_schema)
         except (EdgeprofileError, OSError, UnicodeDecodeError) as error:
             self._refuse(name, error)
             return
@@ -96,6 +97,21 @@ class SnapshotWatcher:
             raise
         self._unhashed = reader if is_first else None
         return reader
+
+    def _live_of(self, reader: Reader, *, is_first: bool) -> Live | None:
+        """The live layer beside a snapshot. One that is damaged refuses it, unless there is nothing else to serve."""
+        folder = snapshot.folder(self._home, reader.name)
+        try:
+            return Live(folder / snapshot.LIVE, folder / snapshot.SEQUENCE, LIVE_DATABASES)
+        except FileNotFoundError:
+            return None
+        except (EdgeprofileError, OSError) as error:
+            if not is_first:
+                reader.close()
+                raise
+            log.error("workspace %s: served without what is live: %s", self._home.name, error)
+            self._shared.add(Counter.SNAPSHOTS_REFUSED, 1)
+            return None
 
     def _hash_first(self) -> None:
         """There is no other to fall back on, so a damaged one stays; its records are checked one by one anyway."""

@@ -39,8 +39,10 @@ EVENT_PARAMETERS = ("name", "start", "end", "limit", "cursor")
 CURSOR = re.compile(r"[A-Za-z0-9_-]{22}")
 
 
-def parse_fields(query: bytes, schema: Schema) -> tuple[Runs, bool] | None:
+def parse_fields(query: bytes, schema: Schema, newest: Schema) -> tuple[Runs, bool] | None:
     """What `fields=` of a query string chooses: runs of field numbers, and whether audiences are among it.
+
+    What only `newest`, a later schema of the same, has is known too, and chooses nothing.
 
     None where there is no such parameter: the whole profile. Raises UnknownField.
     """
@@ -48,18 +50,20 @@ def parse_fields(query: bytes, schema: Schema) -> tuple[Runs, bool] | None:
     values = [value for name, _, value in pairs if unquote_to_bytes(name) == b"fields"]
     if not values:
         return None
-    return choose([token for value in values for token in _text(value).split(",")], schema)
+    return choose([token for value in values for token in _text(value).split(",")], schema, newest)
 
 
-def choose(tokens: list[str], schema: Schema) -> tuple[Runs, bool]:
+def choose(tokens: list[str], schema: Schema, newest: Schema) -> tuple[Runs, bool]:
     """As `parse_fields`, of the sections and fields themselves. Raises UnknownField, of an empty list too."""
     if tokens in ([], [""]):
-        raise _unknown("", schema)
-    known = _known(schema)
+        raise _unknown("", newest)
+    known = _known(newest)
+    if schema is not newest:
+        known = {token: set[int]() for token in known} | _known(schema)
     numbers: set[int] = set()
     for token in dict.fromkeys(tokens):
         if token not in known:
-            raise _unknown(token, schema)
+            raise _unknown(token, newest)
         numbers |= known[token]
     with_audiences = any(token.partition(".")[0] == "audiences" for token in tokens)
     return _runs(numbers), with_audiences
