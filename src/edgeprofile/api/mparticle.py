@@ -60,7 +60,7 @@ class Asked(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """What the answers to one query string are made of, in one snapshot: field numbers, and a template each part.
+    """What the answers to a choice of fields are made of, of one schema's records: field numbers, and templates.
 
     -1 stands for a field that there is not.
     """
@@ -149,18 +149,20 @@ class Dialect:
         store, table = workspace.store, self._tables[workspace.name]
         if store is None:
             raise NotReady()
-        schema = store.schema
-        shape = store.recall(("mparticle", query), lambda: _shape(query, schema, table))
-        if asked.mpid is None:
-            profile = _found(store, *_identity(body, table))
+        fields = store.recall(("mparticle", query), lambda: _parse_fields(query))
+        mpid = asked.mpid
+        if mpid is None:
+            namespace, value = _identity(body, table)
+        elif _is_mpid(mpid):
+            namespace, value = table.mpid.encode(), mpid
+        else:
+            raise MalformedPath("The mpid is not an integer of 64 bits.")
+        profile = _found(store, namespace, value)
+        shape = profile.recall(("mparticle", fields), lambda: _shape(fields, profile.schema, table))
+        if mpid is None:
             mpid = (profile.value(shape.mpid) or b"").strip(b'"')
             if not _is_mpid(mpid):
                 raise ProfileNotFound()
-        else:
-            mpid = asked.mpid
-            if not _is_mpid(mpid):
-                raise MalformedPath("The mpid is not an integer of 64 bits.")
-            profile = _found(store, table.mpid.encode(), mpid)
         return self._rendered(profile, shape, mpid)
 
     def _rendered(self, profile: Profile, shape: Shape, mpid: bytes) -> bytes:
@@ -192,16 +194,15 @@ class Dialect:
 # --- what an answer is made of -------------------------------------------------------------------------------------
 
 
-def _parse_fields(query: bytes) -> set[str]:
+def _parse_fields(query: bytes) -> frozenset[str]:
     """What `fields` names, which may stand several times. Raises MalformedQuery."""
-    asked = {name for value in parameters(query, ("fields",))["fields"] for name in value.split(",")}
+    asked = frozenset(name for value in parameters(query, ("fields",))["fields"] for name in value.split(","))
     if not asked or not asked.issubset(FIELDS):
         raise MalformedQuery(f"fields is a list of {', '.join(FIELDS)}, separated by commas.")
     return asked
 
 
-def _shape(query: bytes, schema: Schema, table: Table) -> Shape:
-    asked = _parse_fields(query)
+def _shape(asked: frozenset[str], schema: Schema, table: Table) -> Shape:
     numbers = {field.name: number for number, field in enumerate(schema.fields)}
 
     def template(items: Iterable[tuple[Any, ...]]) -> Template:
