@@ -440,6 +440,8 @@ IDENTIFIER = "expected a column or a table of column, unique, normalize"
         *((f"{SHOP}{MPARTICLE}".replace(old, new), f"workspaces.shop.mparticle.{line}") for old, new, line in [
             ('mpid = "id"', 'mpid = "x"', 'mpid: expected an identifier of the profiles (id), found "x"'),
             ('org = "1"', 'org = "a/b"', 'org: expected a name without /, for paths, found "a/b"'),
+            ('org = "1"', 'org = "resolve"',
+             'org: expected another name than that in the path of resolve, found "resolve"'),
             ('org = "1", ', "", "org: expected a name without /, for paths, found nothing"),
             ("mpid", "audience = 'a b', mpid", 'audience: expected a URL, or a name without spaces, found "a b"'),
             ("mpid", "user_identities = { a = 'x' }, mpid",

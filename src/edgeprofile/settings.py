@@ -222,6 +222,8 @@ class MParticle(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     audience: Audience = "https://api.mparticle.com"
 
     def __post_init__(self) -> None:
+        if self.org == "resolve":
+            raise Fault(("org",), "another name than that in the path of resolve", shown(self.org))
         known = {**self.user_identities, **self.device_identities}
         for kind in self.immutable:
             if not isinstance(known.get(kind), str):
@@ -304,9 +306,8 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def dialect_columns(self) -> dict[str, str]:
         """The columns that dialects want the model to have, by the keys that name them."""
-        return {
-            f"mparticle.{key}": column for key, column in (self.mparticle.columns if self.mparticle else {}).items()
-        }
+        table = self.mparticle
+        return {f"mparticle.{key}": column for key, column in table.columns.items()} if table else {}
 
     @property
     def refresh_s(self) -> float:
