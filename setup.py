@@ -11,7 +11,22 @@ FLAGS = SANITIZE if os.environ.get("EDGEPROFILE_SANITIZE") == "1" else ["-O3"]
 # Divisions are by constants or by numbers that were checked; C's rule spares the hot loops a branch each.
 DIRECTIVES = {"language_level": 3, "cdivision": True, "embedsignature": True, "autotestdict": False}
 LOADING = ("columns", "record", "identifiers", "history")
-SERVING = ("limiter", "metrics", "msgpack", "tree", "store", "events", "exchange", "body", "gate", "lookup")
+SERVING = (
+    "limiter",
+    "metrics",
+    "msgpack",
+    "tree",
+    "store",
+    "events",
+    "exchange",
+    "body",
+    "gate",
+    "lookup",
+    "profile",
+    "walk",
+    "surface",
+    "front",
+)
 
 
 def compiled(name: str) -> Extension:

@@ -34,22 +34,42 @@ cdef const char* BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz
 
 @cython.final
 @cython.auto_pickle(False)
-cdef class Wanted:
-    """What a query asks for; see the stub."""
+cdef class Names:
+    """Names of events, by which blocks and marks that have none of them are told. Raises ValueError for too many."""
 
-    def __cinit__(self, names, int64_t start_us, int64_t end_us, int limit, bytes cursor):
-        cdef bytes name, asked
+    def __cinit__(self, names):
+        cdef bytes name
         cdef str each
         cdef int i
-        if len(names) > NAMES_MAX or not 0 < limit <= EVENTS_MAX or cursor is not None and len(cursor) != CURSOR_BYTES:
-            raise ValueError("too many names, a limit that cannot be, or a cursor that is none")
-        self.start_us, self.end_us, self.limit = start_us, end_us, limit
+        if len(names) > NAMES_MAX:
+            raise ValueError(f"at most {NAMES_MAX} names can be asked for at once")
         self.texts = [f'"name":{json.dumps(each, ensure_ascii=False)}'.encode() for each in names]
-        self.mask = 0 if names else <uint64_t>0xFFFFFFFFFFFFFFFFULL
         for i, each in enumerate(names):
             name = each.encode()
             self.hashes[i] = <uint32_t>checksum(0, PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name))
             self.mask |= <uint64_t>1 << (self.hashes[i] & 63)
+
+    cdef bint may_have(self, uint32_t name_hash) noexcept:
+        """Whether one of them has this hash."""
+        cdef Py_ssize_t i
+        if self.mask >> (name_hash & 63) & 1:
+            for i in range(len(self.texts)):
+                if self.hashes[i] == name_hash:
+                    return True
+        return False
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Wanted:
+    """What a query asks for; see the stub."""
+
+    def __cinit__(self, names, int64_t start_us, int64_t end_us, int limit, bytes cursor):
+        cdef bytes asked
+        if not 0 < limit <= EVENTS_MAX or cursor is not None and len(cursor) != CURSOR_BYTES:
+            raise ValueError("no page can be of this limit, or no cursor have this length")
+        self.start_us, self.end_us, self.limit = start_us, end_us, limit
+        self.names = Names(names) if names else None
         asked = json.dumps([sorted(names), start_us, end_us]).encode()
         self.mark = checksum(0, PyBytes_AS_STRING(asked), PyBytes_GET_SIZE(asked))
         self.has_cursor = cursor is not None
@@ -62,14 +82,24 @@ cdef class Wanted:
         return <uint32_t>checksum(seed, cursor, CURSOR_BYTES - sizeof(uint32_t))
 
 
-@cython.final
-@cython.freelist(2)
 @cython.auto_pickle(False)
-cdef class Page:
-    """A page of events, opened and measured: a walk through the blocks, from `number` and `at` on."""
+cdef class History:
+    """A profile's events, with a place among them: the event `at` of the block `number`."""
 
-    cdef int find(self) except -1:
-        """The profile's directory, which is checked before it is believed."""
+    cdef int find(self, Store store, bytes primary) except -1:
+        """Finds the profile's directory, which is checked before it is believed. Raises ProfileNotFound."""
+        cdef const char* value
+        cdef size_t size
+        cdef int found = store.tree.find(PROFILES, PyBytes_AS_STRING(primary), PyBytes_GET_SIZE(primary), &value, &size)
+        self.store = store
+        self.primary = primary
+        if found == MISSING:
+            raise ProfileNotFound()
+        if found != FOUND:
+            raise self.damaged()
+        return self.find_directory()
+
+    cdef int find_directory(self) except -1:
         cdef const char* key = PyBytes_AS_STRING(self.primary)
         cdef size_t key_bytes = PyBytes_GET_SIZE(self.primary), size
         cdef const char* value
@@ -165,83 +195,31 @@ cdef class Page:
             self.number, self.at = self.number + 1, 0
         return 0
 
-    cdef int set_cursor(self, Wanted wanted) except -1:
-        """The cursor of where the walk stands: what `seek` comes back by, in this snapshot and about so in others."""
+    cdef uint64_t same_before(self, size_t number, uint32_t at, int64_t time_us) except? 0:
+        """How many events of exactly this time stand before a place, of which none is older than that."""
         cdef Block block
-        cdef Mark mark
-        cdef Cursor cursor
-        cdef size_t number = self.number
-        cdef uint32_t at = self.at, first
-        if at == 0:
-            number -= 1
-            self.read_block(number, &block)
-            cursor.time_us = block.oldest_us
-            at = block.count
-        else:
-            self.open(number)
-            self.read_mark(at - 1, &mark)
-            cursor.time_us = mark.time_us
-        cursor.passed = 0
+        cdef uint32_t first
+        cdef uint64_t count = 0
         while True:
+            if at == 0:
+                if number == 0:
+                    return count
+                number -= 1
+                self.read_block(number, &block)
+                if block.oldest_us != time_us:
+                    return count
+                at = block.count
             self.read_block(number, &block)
             first = 0
-            if block.newest_us != cursor.time_us:
+            if block.newest_us != time_us:
                 self.open(number)
-                first = self.first(cursor.time_us, False)
-            cursor.passed += at - first
-            if first or number == 0:
-                break
-            number -= 1
-            self.read_block(number, &block)
-            if block.oldest_us != cursor.time_us:
-                break
-            at = block.count
-        cursor.check = wanted.bound(&cursor, self.primary)
-        memcpy(self.cursor, &cursor, CURSOR_BYTES)
-        self.has_cursor = True
-        return 0
+                first = self.first(time_us, False)
+            count += at - first if at > first else 0
+            if first:
+                return count
+            at = 0
 
     # --- the events ------------------------------------------------------------------------------------------------
-
-    cdef int fill(self, Wanted wanted, uint64_t bytes_max) except -1:
-        """Walks until the page is full, there is nothing more, or it has read enough."""
-        cdef Block block
-        while self.number < self.blocks:
-            self.read_block(self.number, &block)
-            if block.newest_us < wanted.start_us:
-                return 0
-            if block.names & wanted.mask:
-                if self.blocks_read >= BLOCKS_MAX or not self.take(wanted, bytes_max):
-                    return self.set_cursor(wanted)
-            self.number, self.at = self.number + 1, 0
-        return 0
-
-    cdef bint take(self, Wanted wanted, uint64_t bytes_max) except -1:
-        """Takes what is wanted of the block where the walk stands; False where some is left to another page."""
-        cdef Mark mark
-        cdef View* view
-        self.open(self.number)
-        while self.at < self.count:
-            self.read_mark(self.at, &mark)
-            if mark.time_us < wanted.start_us:
-                return True
-            if may_be(wanted, mark.name_hash):
-                # By a name, only the record tells whether there is one more: another name may have its hash.
-                if self.events == wanted.limit and not wanted.texts:
-                    return False
-                view = &self.views[self.events]
-                self.open_event(self.at, view)
-                if view.updated_us != mark.time_us:
-                    raise self.damaged()
-                if not wanted.texts or self.is_named(view, wanted):
-                    if self.events == wanted.limit:
-                        return False
-                    if self.events and self.bytes + 1 + view.body_bytes > bytes_max:
-                        return False
-                    self.bytes += view.body_bytes + (1 if self.events else 0)
-                    self.events += 1
-            self.at += 1
-        return True
 
     cdef int open_event(self, uint32_t number, View* view) except -1:
         """Checks a record of the open block, and points `view` into it."""
@@ -258,12 +236,12 @@ cdef class Page:
                            PyBytes_AS_STRING(self.primary), PyBytes_GET_SIZE(self.primary))
         if code == RECORD_UNKNOWN_FORMAT:
             raise FormatUnsupported(f"an event of snapshot {self.store.reader.name} has an unknown format")
-        if code != RECORD_GOOD:
+        if code != RECORD_GOOD or view.updated_us != mark.time_us:
             raise self.damaged()
         self.records_read += 1
         return 0
 
-    cdef bint is_named(self, const View* view, Wanted wanted) except -1:
+    cdef bint is_named(self, const View* view, Names names) except -1:
         """By the name that the event has: a hash may be that of several."""
         cdef int field = self.store.name_field
         cdef int before
@@ -276,7 +254,7 @@ cdef class Page:
         end = end_at(view, before)
         if not start <= end <= view.body_bytes:
             raise self.damaged()
-        for text in wanted.texts:
+        for text in names.texts:
             if <uint64_t>PyBytes_GET_SIZE(text) == end - start \
                     and memcmp(PyBytes_AS_STRING(text), view.body + start, end - start) == 0:
                 return True
@@ -284,6 +262,68 @@ cdef class Page:
 
     cdef object damaged(self):
         return RecordDamaged(f"events of snapshot {self.store.reader.name} are damaged")
+
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Page(History):
+    """A page of events, opened and measured."""
+
+    cdef int set_cursor(self, Wanted wanted) except -1:
+        """The cursor of where the walk stands: what `seek` comes back by, in this snapshot and about so in others."""
+        cdef Block block
+        cdef Mark mark
+        cdef Cursor cursor
+        if self.at == 0:
+            self.read_block(self.number - 1, &block)
+            cursor.time_us = block.oldest_us
+        else:
+            self.open(self.number)
+            self.read_mark(self.at - 1, &mark)
+            cursor.time_us = mark.time_us
+        cursor.passed = <uint32_t>self.same_before(self.number, self.at, cursor.time_us)
+        cursor.check = wanted.bound(&cursor, self.primary)
+        memcpy(self.cursor, &cursor, CURSOR_BYTES)
+        self.has_cursor = True
+        return 0
+
+    cdef int fill(self, Wanted wanted, uint64_t bytes_max) except -1:
+        """Walks until the page is full, there is nothing more, or it has read enough."""
+        cdef Block block
+        while self.number < self.blocks:
+            self.read_block(self.number, &block)
+            if block.newest_us < wanted.start_us:
+                return 0
+            if wanted.names is None or block.names & wanted.names.mask:
+                if self.blocks_read >= BLOCKS_MAX or not self.take(wanted, bytes_max):
+                    return self.set_cursor(wanted)
+            self.number, self.at = self.number + 1, 0
+        return 0
+
+    cdef bint take(self, Wanted wanted, uint64_t bytes_max) except -1:
+        """Takes what is wanted of the block where the walk stands; False where some is left to another page."""
+        cdef Mark mark
+        cdef View* view
+        self.open(self.number)
+        while self.at < self.count:
+            self.read_mark(self.at, &mark)
+            if mark.time_us < wanted.start_us:
+                return True
+            if wanted.names is None or wanted.names.may_have(mark.name_hash):
+                # By a name, only the record tells whether there is one more: another name may have its hash.
+                if self.events == wanted.limit and wanted.names is None:
+                    return False
+                view = &self.views[self.events]
+                self.open_event(self.at, view)
+                if wanted.names is None or self.is_named(view, wanted.names):
+                    if self.events == wanted.limit:
+                        return False
+                    if self.events and self.bytes + 1 + view.body_bytes > bytes_max:
+                        return False
+                    self.bytes += view.body_bytes + (1 if self.events else 0)
+                    self.events += 1
+            self.at += 1
+        return True
 
     # --- the answer ------------------------------------------------------------------------------------------------
 
@@ -328,8 +368,10 @@ cpdef Page read_page(Store store, bytes primary, Wanted wanted, uint64_t bytes_m
 
     Raises ProfileNotFound, MalformedQuery for a cursor of other events, RecordDamaged and FormatUnsupported.
     """
-    cdef Page page = open_history(store, primary)
+    cdef Page page = Page.__new__(Page)
     cdef Cursor cursor
+    page.find(store, primary)
+    page.bytes = HEAD_BYTES + TAIL_BYTES + END_BYTES
     if not wanted.has_cursor:
         page.seek(wanted.end_us, 0)
     else:
@@ -339,34 +381,6 @@ cpdef Page read_page(Store store, bytes primary, Wanted wanted, uint64_t bytes_m
         page.seek(min(cursor.time_us, wanted.end_us), cursor.passed)
     page.fill(wanted, bytes_max)
     return page
-
-
-cdef Page open_history(Store store, bytes primary):
-    """A page with nothing on it yet."""
-    cdef Page page = Page.__new__(Page)
-    cdef const char* value
-    cdef size_t size
-    cdef int found = store.tree.find(PROFILES, PyBytes_AS_STRING(primary), PyBytes_GET_SIZE(primary), &value, &size)
-    page.store = store
-    page.primary = primary
-    page.bytes = HEAD_BYTES + TAIL_BYTES + END_BYTES
-    if found == MISSING:
-        raise ProfileNotFound()
-    if found != FOUND:
-        raise page.damaged()
-    page.find()
-    return page
-
-
-cdef inline bint may_be(Wanted wanted, uint32_t name_hash) noexcept:
-    """Whether an event whose name has this hash may be wanted."""
-    cdef Py_ssize_t i
-    if not wanted.mask >> (name_hash & 63) & 1:
-        return False
-    for i in range(len(wanted.texts)):
-        if wanted.hashes[i] == name_hash:
-            return True
-    return not wanted.texts
 
 
 cdef void put_cursor(char* to, const uint8_t* cursor) noexcept nogil:

@@ -28,6 +28,17 @@ log = logging.getLogger("edgeprofile")
 cdef class Exchange:
     """A request of which the headers that matter are known, and to which nothing was answered yet."""
 
+    def header(self, bytes name not None):
+        """The value of a header by its name in lower case; None where it was not sent, or on several lines."""
+        cdef tuple pair
+        value = None
+        for pair in self.sent_headers:
+            if pair[0] == name:
+                if value is not None:
+                    return None
+                value = pair[1]
+        return value
+
     cdef bytes read_headers(self):
         """One pass over the headers: compared by length first, because most are none of ours.
 
@@ -84,6 +95,8 @@ cdef Exchange begin(Recorder recorder, scope, send, uint64_t* ids):
     exchange.recorder = recorder
     exchange.send = send
     exchange.method = <str>scope["method"]
+    exchange.path = <bytes>scope["raw_path"]
+    exchange.query = <bytes>scope["query_string"]
     exchange.sent_headers = <list>scope["headers"]
     sent = exchange.read_headers()
     if sent is not None and is_sane(sent):

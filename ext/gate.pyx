@@ -14,25 +14,41 @@ from edgeprofile.errors import Unauthorized
 cdef enum:
     PUBLIC_ID_AT = 8  # behind sk_live_
     PUBLIC_ID_BYTES = 12
+    BEARER_BYTES = 7  # and the space
+
+
+@cython.final
+cdef class Meter:
+    """A key's buckets of one kind; see the stub."""
+
+    def __init__(self, Policy policy, limits, uint32_t cell):
+        self.policy = policy
+        self.limits = limits
+        self.cell = cell
 
 
 @cython.final
 cdef class Grant:
     """What a key may do. `token` is None until the key was once found good by its hash."""
 
-    def __init__(self, Workspace workspace, Policy policy, limits, uint32_t cell, bint reads, int64_t expires_at):
+    def __init__(self, Workspace workspace, bytes public_id, Meter meter, dict meters, bint reads, bint writes,
+                 int64_t expires_at):
         self.workspace = workspace
-        self.policy = policy
-        self.limits = limits
-        self.cell = cell
+        self.public_id = public_id
+        self.meter = meter
+        self.meters = meters
         self.reads = reads
+        self.writes = writes
         self.expires_at = expires_at
+
+    cdef bint is_over(self) noexcept:
+        return self.expires_at != 0 and now_s() >= self.expires_at
 
 
 @cython.final
 cdef class Gate:
-    """Lets a request in by its key. `verify(token)` tells whether a key's secret is right; `limited(grant, bucket,
-    wait_ns, cost)` makes the error of a request that is over its limit by so long."""
+    """Lets a request in by its key. `verify(token)` tells whether a key's secret is right; `limited(limits, bucket,
+    wait_ns, cost)` makes the error of a request that is over its limits by so long."""
 
     def __init__(self, SharedMap shared not None, *, verify, limited):
         self.shared = shared
@@ -47,16 +63,30 @@ cdef class Gate:
     cdef Grant authenticate(self, Exchange exchange):
         """The grant of the key that was sent. All that can be wrong with one looks the same: Unauthorized."""
         cdef const char* text
-        cdef Py_ssize_t size, i
-        cdef Grant grant
-        cdef unsigned char different = 0
+        cdef Py_ssize_t size
         if exchange.authorizations != 1:
             raise Unauthorized()
         text = PyBytes_AS_STRING(exchange.authorization)
-        size = PyBytes_GET_SIZE(exchange.authorization) - 7
-        if size < PUBLIC_ID_AT + PUBLIC_ID_BYTES or not is_bearer(text):
+        size = PyBytes_GET_SIZE(exchange.authorization) - BEARER_BYTES
+        if size < 0 or not is_bearer(text):
             raise Unauthorized()
-        text += 7
+        return self.find(text + BEARER_BYTES, size)
+
+    def grant_of(self, bytes token not None):
+        """The grant of a key. Raises Unauthorized, whatever is wrong with it."""
+        return self.find(PyBytes_AS_STRING(token), PyBytes_GET_SIZE(token))
+
+    def grant_by_id(self, bytes public_id not None):
+        """The grant of a key by its public id alone, for who has shown otherwise to have it; None where it is over."""
+        cdef Grant grant = self.grants.get(public_id)
+        return None if grant is None or grant.is_over() else grant
+
+    cdef Grant find(self, const char* text, Py_ssize_t size):
+        cdef Py_ssize_t i
+        cdef Grant grant
+        cdef unsigned char different = 0
+        if size < PUBLIC_ID_AT + PUBLIC_ID_BYTES:
+            raise Unauthorized()
         grant = self.grants.get(PyBytes_FromStringAndSize(text + PUBLIC_ID_AT, PUBLIC_ID_BYTES))
         if grant is None:
             # As much work as for a key that exists, so that the time taken does not tell which do.
@@ -72,18 +102,18 @@ cdef class Gate:
             if not self.verify(token):
                 raise Unauthorized()
             grant.token = token
-        if grant.expires_at and now_s() >= grant.expires_at:
+        if grant.is_over():
             raise Unauthorized()
         return grant
 
-    cdef int admit(self, Grant grant, uint32_t cost) except -1:
-        """Takes tokens from the key's buckets."""
+    cpdef int admit(self, Grant grant, Meter meter, uint32_t cost) except -1:
+        """Takes tokens from the buckets of one of the key's meters."""
         cdef int bucket = 0
-        cdef int64_t wait_ns = self.shared.take_c(grant.cell, &grant.policy.c, cost, &bucket)
+        cdef int64_t wait_ns = self.shared.take_c(meter.cell, &meter.policy.c, cost, &bucket)
         if wait_ns:
             if wait_ns != INT64_MAX:  # which no wait would help
                 self.shared.add_c(grant.workspace.limited_counter, 1)
-            raise self.limited(grant, bucket, wait_ns, cost)
+            raise self.limited(meter.limits, bucket, wait_ns, cost)
         return 0
 
 

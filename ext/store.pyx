@@ -23,6 +23,7 @@ cdef enum:
     PLACE_BYTES = 12
     SUFFIX_DIGITS = 8
     PLANS_MAX = 1024
+    RECALLED_MAX = 1024
     KEY_BYTES_MAX = 8192  # of a plan: no URL is longer
 
 
@@ -60,12 +61,15 @@ cdef class Store:
     def __cinit__(self, reader):
         self.reader = reader
         self.tree = reader.tree
+        self.schema = reader.schema
+        self.events_schema = reader.events_schema
         self.first_audience = reader.schema.first_audience
         self.namespaces = {
             space.name.encode(): (None if number == 0 else number.to_bytes(2, "big"), space.normalize == "lower")
             for number, space in enumerate(reader.schema.namespaces)
         }
         self.plans = {b"": Plan((), True, True)}
+        self.recalled = {}
         self.name_field = 1 if reader.events_schema is not None and reader.events_schema.has_id else 0
         self.find_segments(&self.records, RECORDS, reader.manifest.segments)
         self.find_segments(&self.events, EVENTS, reader.manifest.event_segments)
@@ -150,6 +154,16 @@ cdef class Store:
         cdef Plan plan = self.plans.get(key)
         return plan if plan is not None else self.keep(key, choose(fields, self.reader.schema))
 
+    def recall(self, key not None, make not None):
+        """What `make()` gave when it was first asked for under this key."""
+        kept = self.recalled.get(key)
+        if kept is None:
+            kept = make()
+            if len(self.recalled) >= RECALLED_MAX:
+                self.recalled = {}
+            self.recalled[key] = kept
+        return kept
+
     cdef Plan keep(self, bytes key, parsed):
         """Adds to the table of plans, unless the key is longer than any URL. When that is full it starts anew."""
         cdef Plan whole = self.plans[b""]
@@ -160,7 +174,7 @@ cdef class Store:
             self.plans[key] = plan
         return plan
 
-    cdef bytes primary_of(self, bytes namespace, bytes value, object normalize):
+    cpdef bytes primary_of(self, bytes namespace, bytes value, object normalize):
         """The primary id of the profile that an identifier finds: of several, the most recently updated."""
         cdef bytes key
         cdef const char* entry

@@ -232,7 +232,7 @@ def test_a_cursor_of_which_a_byte_is_changed_is_refused(at: int, bits: int) -> N
 
 def test_what_no_query_can_be_is_refused_by_its_maker() -> None:
     for names, limit, cursor in (([], 0, None), ([], 101, None), (list("a" * 33), 1, None), ([], 1, b"short")):
-        with pytest.raises(ValueError, match="too many"):
+        with pytest.raises(ValueError, match="can be"):
             Wanted(names, *EVER, limit, cursor)
 
 

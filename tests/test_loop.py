@@ -20,8 +20,8 @@ from test_http_snapshots import DECLARED as GENERATIONS
 from test_http_snapshots import generation_of, publish
 
 from edgeprofile import metrics
+from edgeprofile._front import Front
 from edgeprofile._limiter import SharedMap
-from edgeprofile._lookup import Lookup
 from edgeprofile.app import SHARED_MAP, build_app
 from edgeprofile.loop import WATCHER, Loop
 
@@ -172,7 +172,7 @@ def test_lookups_and_batches_at_once_each_get_their_own(make_service: MakeServic
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> Iterator[tuple[Lookup, str, Service]]:
+def app(tmp_path: Path) -> Iterator[tuple[Front, str, Service]]:
     """The server's callable in this process, its snapshot open, a key of it, and the service whose folder it has."""
     service = Service(tmp_path, {"shop": 'id = "profile_id"'}, limits=UNLIMITED)
     service.run_sql("CREATE TABLE profiles AS SELECT '12345' AS profile_id, 'Jane' AS first_name")
@@ -260,7 +260,7 @@ CASES = [
 
 @pytest.mark.parametrize(("path", "method", "status"), CASES)
 def test_through_plain_asgi_the_messages_are_the_same(
-    app: tuple[Lookup, str, Service], path: str, method: str, status: int
+    app: tuple[Front, str, Service], path: str, method: str, status: int
 ) -> None:
     lookup, key, service = app
     now: list[Message] = []
@@ -287,7 +287,7 @@ def test_through_plain_asgi_the_messages_are_the_same(
 
 @pytest.mark.parametrize("missing", ["headers", "method", "query_string", "raw_path"])
 def test_no_exception_leaves_answer_now(
-    app: tuple[Lookup, str, Service], missing: str, caplog: pytest.LogCaptureFixture
+    app: tuple[Front, str, Service], missing: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     lookup, key, _ = app
     scope = scope_of("/v1/profiles/id/secret-id", key)
@@ -303,7 +303,7 @@ def test_no_exception_leaves_answer_now(
 
 
 def test_a_send_that_fails_leaves_answer_now_too_as_false(
-    app: tuple[Lookup, str, Service], caplog: pytest.LogCaptureFixture
+    app: tuple[Front, str, Service], caplog: pytest.LogCaptureFixture
 ) -> None:
     lookup, key, _ = app
 
@@ -315,7 +315,7 @@ def test_a_send_that_fails_leaves_answer_now_too_as_false(
     assert key not in caplog.text
 
 
-def test_a_body_in_pieces_is_answered_when_the_last_one_is_there(app: tuple[Lookup, str, Service]) -> None:
+def test_a_body_in_pieces_is_answered_when_the_last_one_is_there(app: tuple[Front, str, Service]) -> None:
     lookup, key, _ = app
     sent: list[Message] = []
     pieces: list[Piece] = []
@@ -333,7 +333,7 @@ def test_a_body_in_pieces_is_answered_when_the_last_one_is_there(app: tuple[Look
     assert len(pieces) == 4
 
 
-def test_a_body_that_takes_too_long_is_answered_once(app: tuple[Lookup, str, Service]) -> None:
+def test_a_body_that_takes_too_long_is_answered_once(app: tuple[Front, str, Service]) -> None:
     lookup, key, _ = app
     sent: list[Message] = []
     piece = Piece()
@@ -348,7 +348,7 @@ def test_a_body_that_takes_too_long_is_answered_once(app: tuple[Lookup, str, Ser
     assert b"not whole after 30 s" in sent[1]["body"]
 
 
-def test_a_body_that_cannot_be_read_is_answered_once(app: tuple[Lookup, str, Service]) -> None:
+def test_a_body_that_cannot_be_read_is_answered_once(app: tuple[Front, str, Service]) -> None:
     lookup, key, _ = app
     sent: list[Message] = []
 
@@ -361,7 +361,7 @@ def test_a_body_that_cannot_be_read_is_answered_once(app: tuple[Lookup, str, Ser
     assert [message.get("status") for message in sent] == [500, None]
 
 
-def test_a_caller_that_has_gone_before_its_body_is_read_is_one_bad_request(app: tuple[Lookup, str, Service]) -> None:
+def test_a_caller_that_has_gone_before_its_body_is_read_is_one_bad_request(app: tuple[Front, str, Service]) -> None:
     lookup, key, _ = app
     sent: list[Message] = []
 
@@ -383,10 +383,10 @@ def watcher_of(scope: dict[str, Any], sent: list[Message], name: str = WATCHER) 
     return type(name, (), {"scope": scope, "proto": Protocol(sent)})()
 
 
-def in_a_loop(lookup: Lookup | None, act: Callable[[Loop], None], ran: list[Any], wanted: int) -> None:
+def in_a_loop(lookup: Front | None, act: Callable[[Loop], None], ran: list[Any], wanted: int) -> None:
     """Runs a loop, and `act` in a thread beside it, until `ran` has as many entries as wanted."""
     loop = Loop()
-    loop.lookup = lookup
+    loop.front = lookup
 
     async def run() -> None:
         thread = threading.Thread(target=act, args=(loop,))
@@ -407,7 +407,7 @@ def in_a_loop(lookup: Lookup | None, act: Callable[[Loop], None], ran: list[Any]
     [(JANE, WATCHER, True), ("/livez", WATCHER, False), (JANE, "CallbackWatcherOther", False)],
 )
 def test_what_is_no_lookup_or_of_another_server_takes_the_usual_way(
-    app: tuple[Lookup, str, Service], path: str, name: str, is_answered: bool
+    app: tuple[Front, str, Service], path: str, name: str, is_answered: bool
 ) -> None:
     lookup, key, _ = app
     sent: list[Message] = []
@@ -431,7 +431,7 @@ def test_what_is_no_lookup_or_of_another_server_takes_the_usual_way(
 @pytest.mark.parametrize("args", [(), (1,), (1, 2), (1, 2, 3), (None, None)])
 @pytest.mark.parametrize("with_lookup", [False, True])
 def test_other_callbacks_run_as_in_any_loop(
-    app: tuple[Lookup, str, Service], args: tuple[Any, ...], with_lookup: bool
+    app: tuple[Front, str, Service], args: tuple[Any, ...], with_lookup: bool
 ) -> None:
     variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
     context = contextvars.copy_context()

@@ -44,10 +44,10 @@ OWNERS = {
     "rich": {"status"},
 }
 # The servers' side, of which the loader knows nothing.
-SERVING = {"app", "api", "watch", "server", "keeper", "exposition", "_lookup", "_metrics"}
+SERVING = {"app", "api", "watch", "server", "keeper", "exposition", "_front", "_lookup", "_metrics"}
 SURFACES = sorted(name for name in MODULES if name.startswith("api."))
 # All but what the dialects share.
-DIALECTS = set(SURFACES) - {"api.__init__", "api.problems"}
+DIALECTS = set(SURFACES) - {"api.__init__", "api.dialect", "api.problems"}
 LOADERS = sorted(name for name in MODULES if name.startswith("loader."))
 
 

@@ -20,19 +20,25 @@ cdef packed struct Cursor:
 
 
 @cython.final
+cdef class Names:
+    cdef list texts  # as they stand in a record
+    cdef uint32_t hashes[NAMES_MAX]
+    cdef uint64_t mask
+    cdef bint may_have(self, uint32_t name_hash) noexcept
+
+
+@cython.final
 cdef class Wanted:
     cdef int64_t start_us, end_us
     cdef int limit
-    cdef list texts  # the names, as they stand in a record
-    cdef uint32_t hashes[NAMES_MAX]
-    cdef uint64_t mask, mark
+    cdef Names names  # None for any
+    cdef uint64_t mark
     cdef bint has_cursor
     cdef uint8_t cursor[CURSOR_BYTES]
     cdef uint32_t bound(self, const Cursor* cursor, bytes primary) noexcept
 
 
-@cython.final
-cdef class Page:
+cdef class History:
     cdef Store store
     cdef bytes primary
     # The directory, behind its check, and of how many blocks.
@@ -46,25 +52,31 @@ cdef class Page:
     # Where the walk stands: a block, and an event in it.
     cdef size_t number
     cdef uint32_t at
+    cdef readonly uint32_t blocks_read, records_read
+    cdef int find(self, Store store, bytes primary) except -1
+    cdef int find_directory(self) except -1
+    cdef void read_block(self, size_t number, Block* block) noexcept nogil
+    cdef void read_mark(self, uint32_t number, Mark* mark) noexcept nogil
+    cdef int open(self, size_t number) except -1
+    cdef uint32_t first(self, int64_t time_us, bint below) noexcept nogil
+    cdef int seek(self, int64_t time_us, uint64_t passed) except -1
+    cdef uint64_t same_before(self, size_t number, uint32_t at, int64_t time_us) except? 0
+    cdef int open_event(self, uint32_t number, View* view) except -1
+    cdef bint is_named(self, const View* view, Names names) except -1
+    cdef object damaged(self)
+
+
+@cython.final
+cdef class Page(History):
     # What was found, and the bytes of it as an answer with a cursor.
     cdef View views[EVENTS_MAX + 1]  # one to look at what comes next
     cdef readonly int events
     cdef uint64_t bytes
     cdef bint has_cursor
     cdef uint8_t cursor[CURSOR_BYTES]
-    cdef readonly uint32_t blocks_read, records_read
-    cdef int find(self) except -1
-    cdef void read_block(self, size_t number, Block* block) noexcept nogil
-    cdef void read_mark(self, uint32_t number, Mark* mark) noexcept nogil
-    cdef int open(self, size_t number) except -1
-    cdef uint32_t first(self, int64_t time_us, bint below) noexcept nogil
-    cdef int seek(self, int64_t time_us, uint64_t passed) except -1
     cdef int set_cursor(self, Wanted wanted) except -1
     cdef int fill(self, Wanted wanted, uint64_t bytes_max) except -1
     cdef bint take(self, Wanted wanted, uint64_t bytes_max) except -1
-    cdef int open_event(self, uint32_t number, View* view) except -1
-    cdef bint is_named(self, const View* view, Wanted wanted) except -1
-    cdef object damaged(self)
     cdef uint64_t check(self) noexcept nogil
     cdef uint64_t size(self) noexcept nogil
     cpdef bytes body(self)

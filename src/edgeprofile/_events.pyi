@@ -1,6 +1,8 @@
 from collections.abc import Collection
 from typing import Self, final
 
+from typing_extensions import disjoint_base
+
 from edgeprofile._store import Store
 
 @final
@@ -13,19 +15,27 @@ class Wanted:
 
     def __new__(cls, names: Collection[str], start_us: int, end_us: int, limit: int, cursor: bytes | None) -> Self: ...
 
-@final
-class Page:
-    """A page of events. Only `read_page` makes these.
+@disjoint_base
+class History:
+    """A profile's events. `blocks_read` and `records_read` say what it took to find some of them."""
 
-    `events` is how many are on it; `blocks_read` and `records_read` say what it took to find them.
-    """
-
-    @property
-    def events(self) -> int: ...
     @property
     def blocks_read(self) -> int: ...
     @property
     def records_read(self) -> int: ...
+
+@final
+class Names:
+    """Names of events, up to 32 of them. Raises ValueError for more."""
+
+    def __new__(cls, names: Collection[str]) -> Self: ...
+
+@final
+class Page(History):
+    """A page of events, and how many are on it. Only `read_page` makes these."""
+
+    @property
+    def events(self) -> int: ...
     def body(self) -> bytes:
         """`{"events":[…],"cursor":…}`. The cursor is null where nothing more is to come."""
 

@@ -20,6 +20,8 @@ cdef class Exchange:
     cdef Recorder recorder
     cdef readonly bytes request_id
     cdef readonly str method
+    cdef readonly bytes path, query  # as they were sent
+    cdef object surface  # whose request it is; None for one of a single profile
     cdef uint64_t started_ns
     # Headers that matter; None where they were not sent, or (accept) were sent on several lines.
     cdef bytes authorization, none_match, accept

@@ -2,12 +2,18 @@ from typing import final
 
 @final
 class Exchange:
-    """One request and its answer. Only the compiled lookup makes and uses these."""
+    """One request and its answer. Only compiled code makes these; `path` and `query` are as they were sent."""
 
     @property
     def request_id(self) -> bytes: ...
     @property
     def method(self) -> str: ...
+    @property
+    def path(self) -> bytes: ...
+    @property
+    def query(self) -> bytes: ...
+    def header(self, name: bytes) -> bytes | None:
+        """The value of a header by its name in lower case; None where it was not sent, or on several lines."""
 
 def log_fault(request_id: bytes, error: BaseException) -> None:
     """Logs where a request failed, without the error's message: it may quote what the request asked for."""

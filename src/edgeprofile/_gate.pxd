@@ -9,14 +9,22 @@ from edgeprofile._store cimport Workspace
 
 
 @cython.final
-cdef class Grant:
-    cdef readonly Workspace workspace
+cdef class Meter:
     cdef Policy policy
     cdef readonly object limits
-    cdef uint32_t cell
-    cdef bint reads
+    cdef readonly uint32_t cell
+
+
+@cython.final
+cdef class Grant:
+    cdef readonly Workspace workspace
+    cdef readonly bytes public_id
+    cdef readonly Meter meter
+    cdef readonly dict meters
+    cdef readonly bint reads, writes
     cdef int64_t expires_at
     cdef bytes token
+    cdef bint is_over(self) noexcept
 
 
 @cython.final
@@ -25,4 +33,5 @@ cdef class Gate:
     cdef object verify, limited
     cdef dict grants
     cdef Grant authenticate(self, Exchange exchange)
-    cdef int admit(self, Grant grant, uint32_t cost) except -1
+    cdef Grant find(self, const char* text, Py_ssize_t size)
+    cpdef int admit(self, Grant grant, Meter meter, uint32_t cost) except -1

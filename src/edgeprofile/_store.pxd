@@ -40,9 +40,9 @@ cdef class Plan:
 
 @cython.final
 cdef class Store:
-    cdef readonly object reader
+    cdef readonly object reader, schema, events_schema
     cdef Tree tree
-    cdef dict namespaces, plans
+    cdef dict namespaces, plans, recalled
     cdef int first_audience
     cdef int name_field  # of an event's record
     cdef Segments records, events
@@ -54,7 +54,7 @@ cdef class Store:
     cdef Plan plan_of(self, bytes query, parse)
     cdef Plan plan_of_fields(self, fields, choose)
     cdef Plan keep(self, bytes key, parsed)
-    cdef bytes primary_of(self, bytes namespace, bytes value, object normalize)
+    cpdef bytes primary_of(self, bytes namespace, bytes value, object normalize)
 
 
 @cython.final

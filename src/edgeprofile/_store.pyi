@@ -1,7 +1,11 @@
-from typing import Self, final
+from collections.abc import Callable, Hashable
+from typing import Self, TypeVar, final
 
+from edgeprofile.history import EventsSchema
 from edgeprofile.reader import Reader
-from edgeprofile.record import Runs
+from edgeprofile.record import Runs, Schema
+
+_T = TypeVar("_T")
 
 @final
 class Plan:
@@ -16,6 +20,18 @@ class Store:
     def __new__(cls, reader: Reader) -> Self: ...
     @property
     def reader(self) -> Reader: ...
+    @property
+    def schema(self) -> Schema: ...
+    @property
+    def events_schema(self) -> EventsSchema | None: ...
+    def recall(self, key: Hashable, make: Callable[[], _T]) -> _T:
+        """What `make` gave when it was first asked for under this key: a bounded table that goes with the snapshot."""
+
+    def primary_of(self, namespace: bytes, value: bytes, normalize: Callable[[bytes], bytes]) -> bytes:
+        """The primary id of the profile that an identifier finds: of several, the most recently updated.
+
+        `normalize` lower-cases a value that is not ASCII. Raises ProfileNotFound, UnknownNamespace, RecordDamaged.
+        """
 
 @final
 class Workspace:

@@ -1,4 +1,4 @@
-"""The whole server, as one ASGI callable: the compiled lookup, and behind it a Starlette app for all the rest."""
+"""The whole server, as one ASGI callable: the compiled front, and behind it a Starlette app for what may wait."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgeprofile import limiter, snapshot
-from edgeprofile._gate import Gate, Grant
+from edgeprofile._front import Front
+from edgeprofile._gate import Gate
 from edgeprofile._limiter import SharedMap
 from edgeprofile._lookup import Lookup
 from edgeprofile._metrics import Recorder, clock_ns
 from edgeprofile._store import Workspace
-from edgeprofile.api import native
+from edgeprofile._surface import Surface
+from edgeprofile.api import dialect, native
 from edgeprofile.api.problems import HANDLERS, problem
 from edgeprofile.errors import ApiError, MalformedBody, RateLimited
-from edgeprofile.metrics import Counter, Surface, limited_slot, slots
+from edgeprofile.metrics import Counter, limited_slot, slots
+from edgeprofile.metrics import Surface as Counted
 from edgeprofile.settings import Settings
 from edgeprofile.watch import BodyWatcher, KeyWatcher, ParentWatcher, SnapshotWatcher, Watched, Watcher
 
@@ -28,12 +31,12 @@ SHARED_MAP = "shared.map"
 SWITCH_INTERVAL_S = 0.0005
 
 
-def build_app(settings: Settings) -> Lookup:
+def build_app(settings: Settings) -> Front:
     """The server of these settings. Its lifespan runs the watchers; without them nothing is ever opened."""
     shared = open_shared(settings)
     workspaces = {name: Workspace(name, limited_slot(number)) for number, name in enumerate(settings.workspaces)}
     gate = Gate(shared, verify=lambda token: keys.verify(token), limited=_limited)
-    keys = KeyWatcher(settings.data_dir, settings.limits, gate, workspaces, shared)
+    keys = KeyWatcher(settings, gate, workspaces, shared)
     watched: list[Watched]
     snapshots = [
         SnapshotWatcher(snapshot.home(settings.data_dir, name), workspace, shared)
@@ -46,26 +49,34 @@ def build_app(settings: Settings) -> Lookup:
     )
     app.router.redirect_slashes = False
     lookup = Lookup(
-        _recorded(app, Recorder(shared, *slots(Surface.OTHER))),
         gate,
-        shared,
-        recorder=Recorder(shared, *slots(Surface.NATIVE)),
-        recorder_many=Recorder(shared, *slots(Surface.NATIVE_BATCH)),
         translate=problem,
         parse_fields=native.parse_fields,
         choose=native.choose,
         parse_many=native.parse_many,
         parse_events=native.parse_events,
         accepted=native.accepted,
-        normalize=native.lowered,
-        damaged_counter=Counter.RECORDS_DAMAGED,
-        deferred_counter=Counter.LOOKUPS_DEFERRED,
+        normalize=dialect.lowered,
         request_bytes_max=settings.limits.request_bytes_max,
         response_bytes_max=settings.limits.response_bytes_max,
         cache_control=settings.server.cache_control.encode(),
     )
-    watched = [keys, *snapshots, BodyWatcher(lookup), ParentWatcher()]
-    return lookup
+
+    def recorder(surface: Counted) -> Recorder:
+        return Recorder(shared, *slots(surface))
+
+    front = Front(
+        _recorded(app, recorder(Counted.OTHER)),
+        lookup,
+        [Surface(lookup, recorder(Counted.NATIVE_BATCH), paths=(native.MANY_PATH,))],
+        shared,
+        recorder=recorder(Counted.NATIVE),
+        damaged_counter=Counter.RECORDS_DAMAGED,
+        deferred_counter=Counter.LOOKUPS_DEFERRED,
+        request_bytes_max=settings.limits.request_bytes_max,
+    )
+    watched = [keys, *snapshots, BodyWatcher(front), ParentWatcher()]
+    return front
 
 
 def open_shared(settings: Settings) -> SharedMap:
@@ -111,8 +122,8 @@ def _recorded(app: ASGIApp, recorder: Recorder) -> ASGIApp:
     return recorded
 
 
-def _limited(grant: Grant, bucket: int, wait_ns: int, cost: int) -> ApiError:
+def _limited(limits: limiter.Policy, bucket: int, wait_ns: int, cost: int) -> ApiError:
     if wait_ns == limiter.NEVER:
         return MalformedBody(f"It asks for {cost} profiles at once, more than this key's limit can ever hold.")
-    headers = limiter.rate_limit_headers(grant.limits, bucket, wait_ns, cost)
+    headers = limiter.rate_limit_headers(limits, bucket, wait_ns, cost)
     return RateLimited(limiter.retry_after_s(wait_ns), headers)

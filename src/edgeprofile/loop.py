@@ -2,8 +2,8 @@
 
 Granian brings each request from a thread of its own by `call_soon_threadsafe`. A lookup waits for nothing, so
 answering it in that thread, there and then, gives the same answer without waking the loop's thread, which costs more
-than the lookup. A lookup of many waits for its body, of which Granian brings the pieces in the same way and by the
-same thread. All other requests take the usual way.
+than the lookup. Other requests wait for their body at most, of which Granian brings the pieces in the same way and by
+the same thread. Those that the app behind all this has to answer take the usual way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeVarTuple, cast
 import uvloop
 
 from edgeprofile._body import Reading
-from edgeprofile._lookup import Lookup
+from edgeprofile._front import Front
 
 # What Granian 2.8 hands over with a request's coroutine. With another server, or another version that does it
 # differently, no request is recognized, and all take the usual way: slower, and counted by LOOKUPS_DEFERRED.
@@ -26,9 +26,9 @@ Ts = TypeVarTuple("Ts")
 
 
 class Loop(uvloop.Loop):
-    """`lookup` is set once the app is built."""
+    """`front` is set once the app is built."""
 
-    lookup: Lookup | None = None
+    front: Front | None = None
 
     def call_soon_threadsafe(
         self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
@@ -37,9 +37,9 @@ class Loop(uvloop.Loop):
         if type(callback) is Reading:
             callback(*args)
             return ANSWERED
-        if len(given) == 2 and self.lookup is not None and type(given[1]).__name__ == WATCHER:
+        if len(given) == 2 and self.front is not None and type(given[1]).__name__ == WATCHER:
             coroutine, watcher = given
-            if self.lookup.answer_now(watcher.scope, watcher.proto.receive, watcher.proto.send):
+            if self.front.answer_now(watcher.scope, watcher.proto.receive, watcher.proto.send):
                 coroutine.close()
                 return ANSWERED
         return super().call_soon_threadsafe(callback, *args, context=context)

@@ -21,7 +21,7 @@ from granian.log import LogLevels
 from granian.server.common import AbstractServer
 from granian.server.embed import Server as EmbeddedServer
 
-from edgeprofile._lookup import Lookup
+from edgeprofile._front import Front
 from edgeprofile.api.admin import build_admin
 from edgeprofile.app import build_app, open_shared
 from edgeprofile.errors import UsageError
@@ -150,14 +150,14 @@ def granian(settings: Settings) -> AbstractServer[Any]:
     )
 
 
-def _load(settings: Settings) -> Lookup:
+def _load(settings: Settings) -> Front:
     """Runs in each worker."""
     try:
         loop = asyncio.get_event_loop()
-        lookup = build_app(settings)
+        front = build_app(settings)
         if isinstance(loop, Loop):
-            loop.lookup = lookup
-        return lookup
+            loop.front = front
+        return front
     except Exception as error:
         log.error("the worker cannot start: %s", error)
         sys.exit(1)

@@ -16,15 +16,15 @@ import time
 from pathlib import Path
 
 from edgeprofile import limiter, snapshot
-from edgeprofile._gate import Gate, Grant
+from edgeprofile._front import Front
+from edgeprofile._gate import Gate, Grant, Meter
 from edgeprofile._limiter import Policy, SharedMap
-from edgeprofile._lookup import Lookup
 from edgeprofile._store import Store, Workspace, take_unheld
 from edgeprofile.errors import EdgeprofileError, KeyFileError, NoSnapshot, SnapshotDamaged, StoreError
 from edgeprofile.keys import Key, KeyTable, stamp_of
 from edgeprofile.metrics import Counter
 from edgeprofile.reader import Reader
-from edgeprofile.settings import Limits
+from edgeprofile.settings import Settings
 
 POLL_INTERVAL_S = 0.1
 # A snapshot that was refused is tried again this much later, or at once when CURRENT names another.
@@ -135,11 +135,9 @@ def _check_hash(folder: Path, manifest: snapshot.Manifest) -> None:
 class KeyWatcher:
     """Keeps the gate's grants as the key file has them."""
 
-    def __init__(
-        self, data_dir: Path, limits: Limits, gate: Gate, workspaces: dict[str, Workspace], shared: SharedMap
-    ) -> None:
-        self._data_dir = data_dir
-        self._limits = limits
+    def __init__(self, settings: Settings, gate: Gate, workspaces: dict[str, Workspace], shared: SharedMap) -> None:
+        self._data_dir = settings.data_dir
+        self._settings = settings
         self._gate = gate
         self._workspaces = workspaces
         self._shared = shared
@@ -178,30 +176,43 @@ class KeyWatcher:
         self._gate.set_grants(grants)
 
     def _grant(self, key: Key) -> Grant:
-        rate = self._limits.rate if key.rate is None else key.rate
-        burst_rate = self._limits.burst_rate if key.burst_rate is None else key.burst_rate
-        burst_seconds = self._limits.burst_seconds if key.burst_seconds is None else key.burst_seconds
-        limits = limiter.policy(rate, max(rate, burst_rate), burst_seconds)
-        cell = self._shared.cell(f"{key.public_id}:native".encode())
         return Grant(
             self._workspaces[key.workspace],
-            Policy(limits.pairs),
-            limits,
-            cell,
+            key.public_id.encode(),
+            self._meter(key, "native", self._limits_of(key)),
+            self._meters(key),
             "read" in key.scopes,
+            "write" in key.scopes,
             key.expires_at or 0,
         )
+
+    def _limits_of(self, key: Key) -> limiter.Policy:
+        defaults = self._settings.limits
+        rate = defaults.rate if key.rate is None else key.rate
+        burst_rate = defaults.burst_rate if key.burst_rate is None else key.burst_rate
+        burst_seconds = defaults.burst_seconds if key.burst_seconds is None else key.burst_seconds
+        return limiter.policy(rate, max(rate, burst_rate), burst_seconds)
+
+    def _meters(self, key: Key) -> dict[str, Meter]:
+        """Of the dialects whose limits take the place of the default ones."""
+        intilery = self._settings.workspaces[key.workspace].intilery
+        if intilery is None or key.rate is not None:
+            return {}
+        return {"intilery": self._meter(key, "intilery", limiter.policy(intilery.rate, intilery.burst, 0))}
+
+    def _meter(self, key: Key, kind: str, limits: limiter.Policy) -> Meter:
+        return Meter(Policy(limits.pairs), limits, self._shared.cell(f"{key.public_id}:{kind}".encode()))
 
 
 class BodyWatcher:
     """Refuses requests whose body takes too long to come in."""
 
-    def __init__(self, lookup: Lookup) -> None:
-        self._lookup = lookup
+    def __init__(self, front: Front) -> None:
+        self._front = front
 
     def poll(self) -> None:
         """Looks at all that are coming in."""
-        self._lookup.expire_bodies()
+        self._front.expire_bodies()
 
 
 class ParentWatcher:

@@ -17,7 +17,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from edgeprofile import record
 from edgeprofile._events import Wanted
 from edgeprofile._store import Workspace
 from edgeprofile.errors import MalformedBody, MalformedQuery, NotReady, UnknownField
@@ -29,6 +28,7 @@ FORMS = {1: "application/json", 2: "application/msgpack"}
 # Of an Accept header; what stands behind them is not looked at.
 RANGES_MAX = 100
 QUALITY = re.compile(r"0(\.[0-9]*)?|1(\.0*)?")
+MANY_PATH = b"/v1/profiles/lookup"
 MANY_MAX = 100
 # An error quotes what it is about, which may be long.
 ERROR_CHARS_MAX = 300
@@ -220,11 +220,6 @@ def _quality(parameters: list[str]) -> float:
         if name.strip() == "q":
             return float(value) if QUALITY.fullmatch(value) else 0
     return 1
-
-
-def lowered(value: bytes) -> bytes:
-    """An identifier's value, UTF-8 but not ASCII, in lower case as the index has it."""
-    return record.normalize(value.decode(), "lower").encode()
 
 
 def routes(workspaces: list[Workspace]) -> list[Route]:

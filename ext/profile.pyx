@@ -1,0 +1,303 @@
+"""A profile, or an event, as a dialect's answer has it: values of its record, put between texts that a Template has.
+
+No JSON is parsed for that: a record's table says where each value begins and ends. Only a value that is to become a
+text is looked into.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
+from libc.stdint cimport INT32_MAX, int64_t, uint8_t, uint64_t
+
+from edgeprofile._record cimport AUDIENCES_OPEN_BYTES, Run, View, end_at, rank
+from edgeprofile._store cimport Store
+from json_scan cimport plain_end
+from json_text cimport Buffer, is_sayable, put, put_day, put_string, put_unsigned
+
+from edgeprofile.errors import AnswerTooLarge, RecordDamaged
+
+cdef enum:
+    PARAMS_OPEN_BYTES = 10
+
+# How an item of a template is rendered, see the stub. For Python they are the numbers of these names.
+cdef enum:
+    _CONSTANT = 0
+    _SLOT = 1
+    _VALUE = 2
+    _TEXT = 3
+    _IF_TRUE = 4
+    _RUN = 5
+    _OBJECT = 6
+    _TIME_S = 7
+    _TIME_MS = 8
+
+CONSTANT, SLOT, VALUE, TEXT, IF_TRUE, RUN, OBJECT, TIME_S, TIME_MS = range(9)
+
+
+# --- templates -----------------------------------------------------------------------------------------------------
+
+@cython.final
+@cython.auto_pickle(False)
+cdef class Template:
+    """What to render of a record; see the stub."""
+
+    def __cinit__(self, items, int first_nested, bint is_event=False):
+        cdef Item* item
+        cdef int i
+        self.kept = []
+        self.first_nested = first_nested
+        self.open_bytes = PARAMS_OPEN_BYTES if is_event else AUDIENCES_OPEN_BYTES
+        self.count = len(items)
+        self.items = <Item*>PyMem_Calloc(self.count + 1, sizeof(Item))
+        if self.items == NULL:
+            raise MemoryError()
+        for i in range(self.count):
+            item = &self.items[i]
+            item.how, *rest = items[i]
+            if item.how in (_SLOT, _VALUE, _TEXT, _IF_TRUE):
+                item.field, *rest = rest
+            elif item.how in (_RUN, _OBJECT):
+                runs, *rest = rest
+                self.keep_runs(item, runs)
+            elif item.how not in (_CONSTANT, _TIME_S, _TIME_MS):
+                raise ValueError("a template has no items of this kind")
+            if rest:
+                item.before, item.before_bytes = self.keep(rest[0])
+            if len(rest) > 1:
+                item.after, item.after_bytes = self.keep(rest[1])
+
+    def __dealloc__(self):
+        cdef int i
+        if self.items != NULL:
+            for i in range(self.count):
+                PyMem_Free(self.items[i].runs)
+        PyMem_Free(self.items)
+
+    cdef (const char*, size_t) keep(self, bytes text):
+        self.kept.append(text)
+        return PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text)
+
+    cdef int keep_runs(self, Item* item, runs) except -1:
+        cdef int i
+        item.count = len(runs)
+        item.runs = <Run*>PyMem_Malloc(sizeof(Run) * (item.count + 1))
+        if item.runs == NULL:
+            raise MemoryError()
+        for i in range(item.count):
+            item.runs[i].first, item.runs[i].last = runs[i]
+        return 0
+
+
+cdef bytes render(const View* view, Template template, tuple slots, uint64_t bytes_max):
+    """What a template makes of an opened record. Raises AnswerTooLarge past `bytes_max`, RecordDamaged."""
+    cdef Buffer out = Buffer(NULL, 0, 0, min(bytes_max, <uint64_t>INT32_MAX))
+    try:
+        if append(&out, view, template, slots):
+            raise AnswerTooLarge(bytes_max + 1, bytes_max)
+        return PyBytes_FromStringAndSize(out.start, out.size)
+    finally:
+        PyMem_Free(out.start)
+
+
+cdef int append(Buffer* out, const View* view, Template template, tuple slots) except -1:
+    """Renders behind what is there already; anything but 0 means that there is no room for it."""
+    cdef size_t start = out.size, before
+    cdef bint is_started = False
+    cdef int i
+    for i in range(template.count):
+        before = out.size
+        if is_started and put(out, b",", 1):
+            return 1
+        start = out.size
+        if put_item(out, view, template, &template.items[i], slots):
+            return 1
+        if out.size == start:
+            out.size = before  # nothing came of it, so it needs no comma
+        else:
+            is_started = True
+    return 0
+
+
+cdef int put_item(Buffer* out, const View* view, Template template, const Item* item, tuple slots) except -1:
+    cdef Slice value
+    cdef bytes slot
+    if item.how == _CONSTANT:
+        return put(out, item.before, item.before_bytes)
+    if item.how == _SLOT:
+        slot = slots[item.field]
+        return put(out, PyBytes_AS_STRING(slot), PyBytes_GET_SIZE(slot))
+    if item.how == _RUN or item.how == _OBJECT:
+        return put_runs(out, view, template, item)
+    if item.how == _TIME_S or item.how == _TIME_MS:
+        return (put(out, item.before, item.before_bytes) or put_time(out, view.updated_us, item.how == _TIME_MS)
+                or put(out, item.after, item.after_bytes))
+    if not find_value(view, template.first_nested, template.open_bytes, item.field, &value):
+        return 0
+    if item.how == _IF_TRUE:
+        return put(out, item.before, item.before_bytes) if value.start[0] == b"t" else 0
+    if item.how == _TEXT and value.start[0] == b"n":
+        return 0
+    if put(out, item.before, item.before_bytes):
+        return 1
+    if item.how == _TEXT:
+        if put_text(out, value.start, value.end, True):
+            return 1
+    elif put(out, value.start, value.end - value.start):
+        return 1
+    return put(out, item.after, item.after_bytes)
+
+
+cdef int put_runs(Buffer* out, const View* view, Template template, const Item* item) except -1:
+    """Fields as they stand in the record, those of one run in one piece."""
+    cdef size_t start = out.size, filled
+    cdef Slice fields
+    cdef int i
+    if put(out, item.before, item.before_bytes):
+        return 1
+    filled = out.size
+    for i in range(item.count):
+        if find_run(view, template.first_nested, template.open_bytes, &item.runs[i], &fields):
+            if out.size > filled and put(out, b",", 1):
+                return 1
+            if put(out, fields.start, fields.end - fields.start):
+                return 1
+    if item.how == _RUN and out.size == filled:
+        out.size = start
+        return 0
+    return put(out, item.after, item.after_bytes)
+
+
+# --- values --------------------------------------------------------------------------------------------------------
+
+cdef bint find_run(const View* view, int first_nested, int open_bytes, const Run* run, Slice* found) except -1:
+    """The fields from `first` to before `last`, all nested or none of them; False where there is none of them."""
+    cdef int first = rank(view, run.first), last = rank(view, run.last)
+    cdef uint64_t start, end
+    if first == last:
+        return False
+    start = end_at(view, first - 1) + 1 if first else 1
+    if run.first >= first_nested and first == rank(view, first_nested):
+        start += open_bytes
+    end = end_at(view, last - 1)
+    if not start < end <= view.body_bytes:
+        raise RecordDamaged("a record points outside itself")
+    found.start = view.body + start
+    found.end = view.body + end
+    return True
+
+
+cdef bint find_value(const View* view, int first_nested, int open_bytes, int field, Slice* value) except -1:
+    """The value of a field; False where the record lacks it."""
+    cdef Run run = Run(field, field + 1)
+    cdef const uint8_t* at
+    cdef const uint8_t* end
+    if not 0 <= field < view.fields or not view.bitmap[field >> 3] >> (field & 7) & 1:
+        return False
+    find_run(view, first_nested, open_bytes, &run, value)
+    end = <const uint8_t*>value.end
+    at = past_quote(<const uint8_t*>value.start + 1, end)
+    if end - at < 2:
+        raise RecordDamaged("a field of a record has no value")
+    value.start = <const char*>at + 1
+    return True
+
+
+cdef const uint8_t* past_quote(const uint8_t* at, const uint8_t* end) noexcept nogil:
+    """Past the quotation mark that ends a string; `end` where none does."""
+    while True:
+        at = plain_end(at, end)
+        if at == end:
+            return end
+        if at[0] == b'"':
+            return at + 1
+        at += 2 if end - at > 2 else 1
+
+
+cdef int put_text(Buffer* out, const char* at, const char* end, bint with_lists) except -1:
+    """A JSON value as a text or, `with_lists`, a list as one of texts."""
+    if at[0] == b'"':
+        return put(out, at, end - at)
+    if at[0] == b"[" and with_lists:
+        return put_texts(out, at, end)
+    return put_string(out, at, end - at)
+
+
+cdef int put_texts(Buffer* out, const char* at, const char* end) except -1:
+    """The elements of a list, without those that are null."""
+    cdef const char* stop
+    cdef size_t filled
+    if put(out, b"[", 1):
+        return 1
+    filled = out.size
+    at += 1
+    while at < end - 1:
+        stop = element_end(at, end - 1)
+        if at[0] != b"n":
+            if out.size > filled and put(out, b",", 1):
+                return 1
+            if put_text(out, at, stop, False):
+                return 1
+        at = stop + 1
+    return put(out, b"]", 1)
+
+
+cdef const char* element_end(const char* at, const char* end) noexcept nogil:
+    """The comma behind an element, or `end`."""
+    cdef int depth = 0
+    while at < end:
+        if at[0] == b'"':
+            at = <const char*>past_quote(<const uint8_t*>at + 1, <const uint8_t*>end)
+            continue
+        if at[0] == b"," and depth == 0:
+            return at
+        depth += (at[0] == b"[" or at[0] == b"{") - (at[0] == b"]" or at[0] == b"}")
+        at += 1
+    return end
+
+
+cdef int put_time(Buffer* out, int64_t moment_us, bint with_ms) except -1:
+    """As RFC 3339 in UTC, cut off at the second or the millisecond; null outside the years 1 to 9999."""
+    cdef int64_t ms = moment_us // 1000 - (1 if moment_us % 1000 < 0 else 0)
+    cdef int64_t days = ms // 86400000 - (1 if ms % 86400000 < 0 else 0)
+    cdef int64_t rest = ms - days * 86400000
+    if not is_sayable(days):
+        return put(out, b"null", 4)
+    if (put(out, b'"', 1) or put_day(out, days) or put(out, b"T", 1)
+            or put_unsigned(out, rest // 3600000, 2) or put(out, b":", 1)
+            or put_unsigned(out, rest // 60000 % 60, 2) or put(out, b":", 1)
+            or put_unsigned(out, rest // 1000 % 60, 2)):
+        return 1
+    if with_ms and (put(out, b".", 1) or put_unsigned(out, rest % 1000, 3)):
+        return 1
+    return put(out, b'Z"', 2)
+
+
+# --- profiles ------------------------------------------------------------------------------------------------------
+
+@cython.final
+@cython.freelist(8)
+@cython.auto_pickle(False)
+cdef class Profile:
+    """A profile that was found; see the stub."""
+
+    def value(self, int field):
+        cdef Slice value
+        if not find_value(&self.view, self.store.first_audience, AUDIENCES_OPEN_BYTES, field, &value):
+            return None
+        return PyBytes_FromStringAndSize(value.start, value.end - value.start)
+
+    @property
+    def updated_us(self):
+        return self.view.updated_us
+
+    def render(self, Template template not None, tuple slots=(), uint64_t bytes_max=INT32_MAX):
+        return render(&self.view, template, slots, bytes_max)
+
+
+def find(Store store not None, bytes primary not None):
+    """The profile of a primary id. Raises ProfileNotFound, RecordDamaged, FormatUnsupported."""
+    cdef Profile profile = Profile.__new__(Profile)
+    profile.store = store
+    profile.primary = primary
+    store.open(&profile.view, primary)
+    return profile

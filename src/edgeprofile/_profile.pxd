@@ -1,0 +1,42 @@
+# Records as dialects' answers have them, for compiled code that renders many.
+
+cimport cython
+from libc.stdint cimport uint64_t
+
+from edgeprofile._record cimport Run, View
+from edgeprofile._store cimport Store
+from json_text cimport Buffer
+
+
+cdef struct Item:
+    int how, field, count
+    Run* runs
+    const char* before
+    const char* after
+    size_t before_bytes, after_bytes
+
+
+cdef struct Slice:
+    const char* start
+    const char* end
+
+
+@cython.final
+cdef class Template:
+    cdef Item* items
+    cdef int count, first_nested, open_bytes
+    cdef list kept
+    cdef (const char*, size_t) keep(self, bytes text)
+    cdef int keep_runs(self, Item* item, runs) except -1
+
+
+@cython.final
+cdef class Profile:
+    cdef Store store
+    cdef readonly bytes primary
+    cdef View view
+
+
+cdef bytes render(const View* view, Template template, tuple slots, uint64_t bytes_max)
+cdef int append(Buffer* out, const View* view, Template template, tuple slots) except -1
+cdef bint find_value(const View* view, int first_nested, int open_bytes, int field, Slice* value) except -1

@@ -1,0 +1,47 @@
+"""What every surface that is answered without an event loop is: a handler, and the service that it works with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from edgeprofile import record
+from edgeprofile._exchange import Exchange
+from edgeprofile._gate import Gate
+from edgeprofile._limiter import SharedMap
+from edgeprofile._store import Workspace
+from edgeprofile.errors import ApiError
+
+# Status, headers with their names in lower case and without the length, body.
+Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+
+
+class Handler(Protocol):
+    """Answers requests in the thread by which they come, so it waits for nothing.
+
+    What `check` and `answer` raise comes to `refuse`: an ApiError as it is, all else logged and as an InternalError.
+    """
+
+    def check(self, request: Exchange, /) -> object:
+        """Raises what can be told before the body is there, such as a wrong key."""
+
+    def answer(self, request: Exchange, body: bytes, /) -> Answer:
+        """Answers a request whose body, empty for GET and HEAD, is there."""
+
+    def refuse(self, request: Exchange, error: ApiError, /) -> Answer:
+        """The answer to a request that went wrong."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the handlers of all dialects work with."""
+
+    gate: Gate
+    shared: SharedMap
+    workspaces: dict[str, Workspace]
+    response_bytes_max: int
+
+
+def lowered(value: bytes) -> bytes:
+    """An identifier's value, UTF-8 but not ASCII, in lower case as the index has it."""
+    return record.normalize(value.decode(), "lower").encode()
