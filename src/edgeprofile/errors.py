@@ -12,6 +12,7 @@ EdgeprofileError                  anything below; has a `hint` for whoever must 
 │   ├── SnapshotDamaged           a file is not what its manifest says
 │   ├── FormatUnsupported         a format version that this build does not know
 │   ├── RecordDamaged             a record fails its check
+│   ├── RecordTooLarge            a record would be larger than can be served
 │   ├── DiskFull                  no room is left under data_dir
 │   └── LoaderBusy                another loader owns the workspace
 └── ApiError                      a request is answered with a problem; has `status`, `code`, `title`
@@ -108,6 +109,13 @@ class FormatUnsupported(StoreError):
 
 class RecordDamaged(StoreError):
     """A record's checksum or an offset in it is wrong."""
+
+
+class RecordTooLarge(StoreError):
+    """A record would have more than 16 MiB."""
+
+    def __init__(self, record_bytes: int) -> None:
+        super().__init__(f"a record would have {record_bytes} bytes or more, over the limit of 16 MiB")
 
 
 class DiskFull(StoreError):
