@@ -85,6 +85,10 @@ cdef inline uint64_t clock_ns() noexcept nogil:
     return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
 
 
+cdef inline uint64_t clock_units() noexcept nogil:
+    return clock_ns() * UNITS_NS
+
+
 cdef int64_t decide(
     const CPolicy* policy, const uint64_t* seen, uint64_t* then, uint64_t now, uint32_t cost, int* slowest
 ) noexcept nogil:
@@ -120,7 +124,7 @@ cdef int64_t take_at(
     while True:
         seen[0] = ep_load(&tats[0])
         seen[1] = ep_load(&tats[1])
-        now = (clock_ns() if now_ns == UINT64_MAX else now_ns) * UNITS_NS  # only after the loads
+        now = clock_units() if now_ns == UINT64_MAX else now_ns * UNITS_NS  # only after the loads
         wait_ns = decide(policy, seen, then, now, cost, slowest)
         if wait_ns != 0 or ep_swap(tats, seen, then):
             return wait_ns

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import MakeService
-from partners import DECLARED, SPACES, WHOLE_RANGE, make, post, posted
-from service import Answer, Service, until
+from partners import DECLARED, PATH, SPACES, WHOLE_RANGE, make, post, posted
+from service import Answer, Service, request, until
 
-from edgeprofile import metrics
+from edgeprofile import demo, metrics, settings
 from edgeprofile._limiter import SharedMap
 from edgeprofile.app import SHARED_MAP
 from edgeprofile.metrics import limited_slot
 
+ROOT = Path(__file__).parent.parent
 # Their sample, of which all three requests have the same events.
 SAMPLE_EVENTS: dict[str, Any] = {
     "start_date": 1606311893,
@@ -122,6 +126,29 @@ def test_an_answer_is_compact_with_figures_as_theirs_and_times_to_the_second(ins
         '{"attributes":{"email":"example@useinsider.com","name":"John","surname":"Doe","iid":"insider-id-user-1"},'
         '"events":{"journey_entered":[{"journey_id":12,"created_date":"2021-01-02T09:35:46Z"}]}}'
     )
+
+
+def test_the_docs_show_what_the_sample_shop_answers(make_service: MakeService) -> None:
+    service = make_service()
+    service.file = demo.make_shop(service.folder / "shop", 20)
+    with service.file.open("a") as file:
+        file.write(f"[server]\nport = {service.port}\nadmin_port = 0\n")
+    service.settings = settings.load(service.file, {})
+    service.load()
+    key = service.key()
+    service.start()
+    shown = 0
+    for page in ("docs/api.md", "README.md"):
+        text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+        for command, answer in re.findall(rf"^\$ (curl \S*{PATH} .*)\n(.*)$", text, re.MULTILINE):
+            words = [word.replace("sk_live_…", key) for word in shlex.split(command)]
+            sent = [value.split(": ") for flag, value in pairwise(words) if flag == "-H"]
+            [body] = [value for flag, value in pairwise(words) if flag == "-d"]
+            headers = [("Content-Length", str(len(body.encode()))), *((name, value) for name, value in sent)]
+            content = request(PATH, None, *headers, method="POST", body=body.encode())
+            assert service.ask(content).body.decode() == answer
+            shown += 1
+    assert shown == 2
 
 
 def test_a_service_without_partners_has_no_such_path(service: Service, key: str) -> None:
