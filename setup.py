@@ -16,6 +16,7 @@ SERVING = (
     "metrics",
     "msgpack",
     "tree",
+    "live",
     "store",
     "events",
     "exchange",

@@ -5,12 +5,12 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_ITEM
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.object cimport PyObject
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
+from edgeprofile._identifiers cimport ids_in
 from edgeprofile._record cimport (
-    INDEX_CHECK_BYTES, RECORD_GOOD, RECORD_UNKNOWN_FORMAT, Cut, Run, View, checksum, cut, index_check, open_record,
-    paste,
+    RECORD_GOOD, RECORD_UNKNOWN_FORMAT, Cut, Run, View, checksum, cut, open_record, paste,
 )
 from edgeprofile._tree cimport DAMAGED, EVENTS, FOUND, IDENTIFIERS, MISSING, PROFILES, RECORDS
 
@@ -176,6 +176,10 @@ cdef class Store:
 
     cpdef bytes primary_of(self, bytes namespace, bytes value, object normalize):
         """The primary id of the profile that an identifier finds: of several, the most recently updated."""
+        return self.primaries_of(namespace, value, normalize, 1)[0]
+
+    cpdef list primaries_of(self, bytes namespace, bytes value, object normalize, Py_ssize_t count):
+        """The primary ids of the `count` profiles that an identifier finds and that were updated last."""
         cdef bytes key
         cdef const char* entry
         cdef size_t entry_bytes
@@ -190,26 +194,30 @@ cdef class Store:
         if lower:
             value = value.lower() if value.isascii() else normalize(value)
         if prefix is None:
-            return value
+            return [value]
         key = <bytes>prefix + value
         found = self.tree.find(IDENTIFIERS, PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), &entry, &entry_bytes)
         if found == MISSING:
             raise ProfileNotFound()
-        return first_id(key, entry, entry_bytes if found == FOUND else 0)
+        return ids_in(key, entry, entry_bytes if found == FOUND else 0, count)
 
-
-cdef bytes first_id(bytes key, const char* entry, Py_ssize_t entry_bytes):
-    """The first primary id of an entry of the index of identifiers, which is checked before it is believed."""
-    cdef const char* ids = entry + INDEX_CHECK_BYTES
-    cdef Py_ssize_t size = entry_bytes - INDEX_CHECK_BYTES
-    cdef uint32_t check
-    cdef uint16_t length
-    if size >= 2:
-        memcpy(&check, entry, INDEX_CHECK_BYTES)
-        memcpy(&length, ids, 2)
-        if 0 < length <= size - 2 and check == index_check(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), ids, size):
-            return ids[2:2 + length]
-    raise RecordDamaged("an entry of the index of identifiers is damaged")
+    def ids_after(self, bytes primary, Py_ssize_t count):
+        cdef bytes last = primary or b""
+        cdef const char* above
+        cdef size_t above_bytes
+        cdef int found
+        cdef list ids = []
+        while len(ids) < count:
+            found = self.tree.find_after(
+                PROFILES, PyBytes_AS_STRING(last), PyBytes_GET_SIZE(last), &above, &above_bytes
+            )
+            if found == MISSING:
+                break
+            if found == DAMAGED:
+                raise SnapshotDamaged(f"a page of snapshot {self.reader.name} is damaged")
+            last = above[:above_bytes]
+            ids.append(last)
+        return ids
 
 
 @cython.final

@@ -55,6 +55,7 @@ cdef class Store:
     cdef Plan plan_of_fields(self, fields, choose)
     cdef Plan keep(self, bytes key, parsed)
     cpdef bytes primary_of(self, bytes namespace, bytes value, object normalize)
+    cpdef list primaries_of(self, bytes namespace, bytes value, object normalize, Py_ssize_t count)
 
 
 @cython.final

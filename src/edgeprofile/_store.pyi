@@ -33,6 +33,21 @@ class Store:
         `normalize` lower-cases a value that is not ASCII. Raises ProfileNotFound, UnknownNamespace, RecordDamaged.
         """
 
+    def primaries_of(
+        self, namespace: bytes, value: bytes, normalize: Callable[[bytes], bytes], count: int
+    ) -> list[bytes]:
+        """The primary ids of the profiles that an identifier finds, those updated last first; at most `count`.
+
+        By the primary namespace it is the value itself, be there such a profile or not. `normalize` lower-cases a
+        value that is not ASCII. Raises UnknownNamespace, ProfileNotFound and RecordDamaged.
+        """
+
+    def ids_after(self, primary: bytes | None, count: int) -> list[bytes]:
+        """The next `count` primary ids behind one in their binary order, or the first for None; fewer at the end.
+
+        That one need not be there. Raises SnapshotDamaged.
+        """
+
 @final
 class Workspace:
     """A workspace, as lookups see it. Setting `store` is how a new snapshot goes live; None is not ready.

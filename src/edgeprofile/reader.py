@@ -43,6 +43,8 @@ DATABASES = RECORDS, PROFILES, IDENTIFIERS, EVENTS, HISTORIES = (
     b"events",
     b"histories",
 )
+# Of a live layer, see loader.live.
+LIVE_DATABASES = (b"profiles", b"identifiers", b"histories", b"events", b"meta")
 SEGMENT_KEY = struct.Struct(">I")
 NAMESPACE_KEY = struct.Struct(">H")
 PLACE = struct.Struct("<III")  # segment, offset, length

@@ -311,6 +311,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if len(set(partners)) < len(partners):
             raise Fault(("workspaces",), "an insider.partner of its own for each", "one that two have")
 
+    @property
+    def signs(self) -> bool:
+        """Whether some workspace has a dialect that gives out what the server signed or sealed."""
+        return any(each.mparticle or each.intilery for each in self.workspaces.values())
+
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
     """Read `path`, or else the file that EDGEPROFILE_CONFIG names, or else ./edgeprofile.toml.
