@@ -58,16 +58,11 @@ def assert_bad(answer: Answer, what: str) -> None:
 # --- before the body -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "partner", [None, "", "MyBrand", "MYBRAND", "mybrand ", " x", "nobody", "the_bank", "my brand", "é"]
-)
+@pytest.mark.parametrize("partner", [None, "", "MyBrand", "MYBRAND", "nobody", "the_bank", "mybrand,mybrand", "é"])
 def test_an_unknown_partner_is_invalid_whatever_the_token(insider: Service, token: str, partner: str | None) -> None:
     for sent in (token, None):
         answer = insider.ask(posted(GOOD, sent, partner))
-        if partner is not None and partner.strip() == "mybrand":  # white space around a header's value is none of it
-            assert answer.status == (200 if sent else 401)
-        else:
-            assert (answer.status, answer.body) == (400, b'{"success":false,"message":"Partner is invalid."}')
+        assert (answer.status, answer.body) == (400, b'{"success":false,"message":"Partner is invalid."}')
 
 
 def test_a_bad_token_and_one_of_another_workspace_look_the_same(
