@@ -18,7 +18,7 @@ from edgeprofile._lookup import Lookup
 from edgeprofile._metrics import Recorder, clock_ns
 from edgeprofile._store import Workspace
 from edgeprofile._surface import Surface
-from edgeprofile.api import dialect, native
+from edgeprofile.api import dialect, insider, native
 from edgeprofile.api.problems import HANDLERS, problem
 from edgeprofile.errors import ApiError, MalformedBody, RateLimited
 from edgeprofile.metrics import Counter, limited_slot, slots
@@ -65,10 +65,16 @@ def build_app(settings: Settings) -> Front:
     def recorder(surface: Counted) -> Recorder:
         return Recorder(shared, *slots(surface))
 
+    service = dialect.Service(gate, shared, workspaces, settings.limits.response_bytes_max)
+    surfaces = [Surface(lookup, recorder(Counted.NATIVE_BATCH), paths=(native.MANY_PATH,))]
+    partners = {name: each.insider for name, each in settings.workspaces.items() if each.insider}
+    if partners:
+        handler = insider.InsiderApi(service, partners)
+        surfaces.append(Surface(handler, recorder(Counted.INSIDER), paths=(insider.PATH,)))
     front = Front(
         _recorded(app, recorder(Counted.OTHER)),
         lookup,
-        [Surface(lookup, recorder(Counted.NATIVE_BATCH), paths=(native.MANY_PATH,))],
+        surfaces,
         shared,
         recorder=recorder(Counted.NATIVE),
         damaged_counter=Counter.RECORDS_DAMAGED,
