@@ -35,6 +35,7 @@ from edgeprofile.errors import (
 )
 from edgeprofile.history import EventsSchema
 from edgeprofile.metrics import limited_slot
+from edgeprofile.record import Schema
 from edgeprofile.settings import Insider
 
 PATH = b"/api/user/v1/profile"
@@ -56,6 +57,7 @@ KINDS = ("email", "phone_number", "uuid")
 ABSENT = Raw(b"null")
 
 T = TypeVar("T")
+Recall = Callable[[object, Callable[[], T]], T]
 Moment = Annotated[int, Meta(ge=0, le=SECONDS_MAX)]
 Name = Annotated[str, Meta(min_length=1, max_length=NAME_CHARS_MAX)]
 Limit = Annotated[int, Meta(ge=1, le=EVENTS_MAX)]
@@ -187,8 +189,8 @@ class InsiderApi:
             if store is None:
                 raise NotReady()
             asked = _asked(body)
-            template = _plan(store, _attributes, asked.attributes)
-            wanted = _plan(store, _wanted, asked.events.wanted) if asked.events else []
+            names = _plan(store.recall, partial(_names, asked.attributes), asked.attributes)
+            wanted = _wanted_of(store, asked.events.wanted) if asked.events else []
             namespace, value = _who(partner, asked)
             cost = partner.costs[len(wanted)]
             if cost > partner.quota:
@@ -198,7 +200,9 @@ class InsiderApi:
             raise
         used = self._take(partner, grant, cost)
         primary = store.primary_of(namespace, value, lowered) if namespace else value
-        parts = [b'{"attributes":{', find(store, primary).render(template, (), self._bytes_max), b"}"]
+        profile = find(store, primary)
+        template = _plan(profile.recall, partial(_attributes, profile.schema, names), asked.attributes)
+        parts = [b'{"attributes":{', profile.render(template, (), self._bytes_max), b"}"]
         if asked.events:
             parts += (b',"events":{', b",".join(self._events(store, primary, asked.events, wanted)), b"}")
         if asked.quota:
@@ -312,19 +316,21 @@ def _who(partner: Partner, asked: Body) -> tuple[bytes, bytes]:
 # --- plans ---------------------------------------------------------------------------------------------------------
 
 
-def _plan(store: Store, make: Callable[[Store, bytes], T], asked: Raw) -> T:
+def _plan(recall: Recall[T], make: partial[T], asked: Raw) -> T:
     """What `make` makes of a list, or has made of the same bytes before."""
     text = bytes(asked)
-    if len(text) > PLAN_BYTES_MAX:
-        return make(store, text)
-    return store.recall((make, text), partial(make, store, text))
+    return make() if len(text) > PLAN_BYTES_MAX else recall((make.func, text), make)
 
 
-def _attributes(store: Store, text: bytes) -> Template:
+def _names(text: Raw) -> list[str]:
+    """The attributes that are asked for."""
+    return _read(_attribute_lists, bytes(text), "attributes") or []
+
+
+def _attributes(schema: Schema, names: list[str]) -> Template:
     """Identifiers, attributes and metrics, each under the name that it was asked for by; `iid` is the primary id."""
-    names = _read(_attribute_lists, text, "attributes") or []
-    audiences = store.schema.run_of("audiences")[0]
-    fields = {field.name: number for number, field in enumerate(store.schema.fields[:audiences])}
+    audiences = schema.first_audience
+    fields = {field.name: number for number, field in enumerate(schema.fields[:audiences])}
     shown = dict(fields) if "*" in names else {}
     for name in names:
         number = fields.get(name, fields.get(name.removeprefix("c_")))
@@ -335,8 +341,12 @@ def _attributes(store: Store, text: bytes) -> Template:
     return Template([*items, (VALUE, 0, _key("iid"))], audiences)
 
 
-def _wanted(store: Store, text: bytes) -> list[Wanted]:
-    asked = _read(_wanted_lists, text, "events.wanted")
+def _wanted_of(store: Store, text: Raw) -> list[Wanted]:
+    return _plan(store.recall, partial(_wanted, store, text), text)
+
+
+def _wanted(store: Store, text: Raw) -> list[Wanted]:
+    asked = _read(_wanted_lists, bytes(text), "events.wanted")
     for at, each in enumerate(asked):
         if any(each.event_name == other.event_name for other in asked[:at]):
             raise MalformedBody(f"events.wanted[{at}].event_name must be another than those before it")
