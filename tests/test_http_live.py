@@ -26,7 +26,7 @@ NOW_US = 1_780_000_000_000_000
 
 
 class Living:
-    """A service with a live layer that the test writes, as the loader does: where anything is live of a profile, it is."""
+    """A service with a live layer that the test writes as the loader does: what is live in part is live whole."""
 
     def __init__(self, service: Service) -> None:
         self.service = service
