@@ -32,6 +32,9 @@ PROFILES = 'profiles = { sql = "SELECT 1 AS id", id = "id" }'
 SHOP = f"[workspaces.shop]\n{SOURCE}\n{PROFILES}\n"
 INSIDER = 'insider = { partner = "mybrand" }\n'
 EVENTS = 'events = { sql = "FROM events", profile = "id", name = "name", time = "at" }\n'
+MPARTICLE = 'mparticle = { org = "1", account = "2", workspace = "3", mpid = "id" }\n'
+# They name the primary id, so that they stand only where it is what it is in SHOP.
+DIALECTS = {"insider": INSIDER, "mparticle": MPARTICLE}
 SECRET = "hunter2"
 
 Write = Callable[[str], None]
@@ -263,6 +266,19 @@ SAMPLES = {
     "workspaces.shop.insider.base_cost": ("0", 0.0),
     "workspaces.shop.insider.event_type_cost": ("0.25", 0.25),
     "workspaces.shop.insider.user_base_factor": ("3", 3.0),
+    "workspaces.shop.mparticle.org": ("o", "o"),
+    "workspaces.shop.mparticle.account": ("a.b~c-_", "a.b~c-_"),
+    "workspaces.shop.mparticle.workspace": ("9", "9"),
+    "workspaces.shop.mparticle.mpid": ("id", "id"),
+    "workspaces.shop.mparticle.user_identities": ('{"customer_id": "id"}', {"customer_id": "id"}),
+    "workspaces.shop.mparticle.device_identities": ('{"unknown": ["id", "id"]}', {"unknown": ("id", "id")}),
+    "workspaces.shop.mparticle.immutable": ("", ()),
+    "workspaces.shop.mparticle.created": ("since", "since"),
+    "workspaces.shop.mparticle.opted_out": ("out", "out"),
+    "workspaces.shop.mparticle.limit_ad_tracking": ("limits", "limits"),
+    "workspaces.shop.mparticle.attribution": ("source", "source"),
+    "workspaces.shop.mparticle.values_as_text": ("false", False),
+    "workspaces.shop.mparticle.audience": ("https://api.example", "https://api.example"),
 }
 NO_KEY = "expected a variable that names a key, found none"
 UNSERVED = {"server.tls_certificate", "server.tls_key", "server.tls_client_ca"}
@@ -274,7 +290,7 @@ def test_every_key_of_the_reference_has_a_sample_here() -> None:
 
 @pytest.mark.parametrize("key", SAMPLES)
 def test_a_variable_overrides_its_key(key: str, write: Write, tmp_path: Path) -> None:
-    write(SHOP + EVENTS + INSIDER)
+    write(SHOP + EVENTS + "".join(table for name, table in DIALECTS.items() if f".{name}." in key))
     text, value = SAMPLES[key]
     variable = "EDGEPROFILE_" + key.upper().replace(".", "__")
     assert at(key)(load(environ={variable: text})) == (tmp_path / text if key == "data_dir" else value)
@@ -430,6 +446,24 @@ IDENTIFIER = "expected a column or a table of column, unique, normalize"
         (f"{SHOP}rejects_max = 1.5", "workspaces.shop.rejects_max: expected a number from 0 to 1, found 1.5"),
         (f"{SHOP}shrink_max = nan", "workspaces.shop.shrink_max: expected a number from 0 to 1, found NaN"),
         (f"{SHOP}keep = 0", "workspaces.shop.keep: expected an integer from 1 to 1024, found 0"),
+        *((f"{SHOP}{MPARTICLE}".replace(old, new), f"workspaces.shop.mparticle.{line}") for old, new, line in [
+            ('mpid = "id"', 'mpid = "x"', 'mpid: expected an identifier of the profiles (id), found "x"'),
+            ('org = "1"', 'org = "a/b"', 'org: expected a name without /, for paths, found "a/b"'),
+            ('org = "1", ', "", "org: expected a name without /, for paths, found nothing"),
+            ("mpid", "audience = 'a b', mpid", 'audience: expected a URL, or a name without spaces, found "a b"'),
+            ("mpid", "user_identities = { a = 'x' }, mpid",
+             'user_identities.a: expected an identifier of the profiles (id), found "x"'),
+            ("mpid", "device_identities = { a = ['id', 'x'] }, mpid",
+             'device_identities.a.1: expected an identifier of the profiles (id), found "x"'),
+            ("mpid", "device_identities = { a = [] }, mpid",
+             "device_identities.a: expected a column or a list of columns, found []"),
+            ("mpid", "device_identities = { a = ['id', 3] }, mpid",
+             'device_identities.a: expected a column or a list of columns, found ["id", 3]'),
+            ("mpid", "immutable = ['a'], mpid",
+             'immutable: expected types of user_identities or device_identities, of one column each, found "a"'),
+            ("mpid", "user_identities = { a = ['id'] }, immutable = ['a'], mpid",
+             'immutable: expected types of user_identities or device_identities, of one column each, found "a"'),
+        ]),
         ("[a]\nb = @", "expected valid TOML, found a fault: Invalid value (at line 2, column 5)"),
         ("a = [1", "expected valid TOML, found a fault: Unclosed array (at end of document)"),
     ],
