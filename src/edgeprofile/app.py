@@ -18,7 +18,7 @@ from edgeprofile._lookup import Lookup
 from edgeprofile._metrics import Recorder, clock_ns
 from edgeprofile._store import Workspace
 from edgeprofile._surface import Surface
-from edgeprofile.api import dialect, mparticle, native
+from edgeprofile.api import dialect, insider, mparticle, native
 from edgeprofile.api.problems import HANDLERS, problem
 from edgeprofile.api.tokens import PATH as TOKEN_PATH
 from edgeprofile.api.tokens import Tokens
@@ -79,6 +79,10 @@ def build_app(settings: Settings) -> Front:
     signing = SigningKeys()
     service = dialect.Service(gate, shared, workspaces, settings.limits.response_bytes_max, signing)
     surfaces = [Surface(lookup, recorder(Counted.NATIVE_BATCH), paths=(native.MANY_PATH,))]
+    partners = {name: each.insider for name, each in settings.workspaces.items() if each.insider}
+    if partners:
+        handler = insider.InsiderApi(service, partners)
+        surfaces.append(Surface(handler, recorder(Counted.INSIDER), paths=(insider.PATH,)))
     mparticles = {name: each.mparticle for name, each in settings.workspaces.items() if each.mparticle}
     if mparticles:
         tokens = Tokens(service, {name: table.audience for name, table in mparticles.items()})

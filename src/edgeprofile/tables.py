@@ -188,7 +188,7 @@ def shown(value: object, *, secret: bool = False) -> str:
     """A value on one line of at most 60 characters; of a table or a secret, only what it is."""
     if secret or isinstance(value, dict):
         kinds = {dict: "a table", list: "a list", str: "text", bool: "a boolean", int: "an integer", float: "a number"}
-        return kinds.get(type(value), "a date or time")
+        return kinds.get(type(value), "null" if value is None else "a date or time")  # null is a variable's
     text = json.dumps(value, ensure_ascii=False, default=str)
     text = text if text.isprintable() else json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:59] + "…"
