@@ -33,13 +33,18 @@ ALLOWED = {
     "keyfile": {"errors"},
     "keys": {"errors", "keyfile"},
     "signing": {"errors", "keyfile"},
+    "tls": {"errors", "settings"},
+    "notify": set[str](),
+    "life": {"_exchange"},
+    "reload": {"errors", "settings"},
+    "supervisor": {"life", "notify", "settings", "tls"},
     "limiter": set[str](),
     "metrics": {"settings"},
 }
 # A package of someone else's, and the only modules of ours that may import it.
 OWNERS = {
     "duckdb": {"loader.source"},
-    "cryptography": {"signing"},
+    "cryptography": {"signing", "tls"},
     "granian": {"server"},
     "joserfc": {"signing"},
     "lmdb": {"reader", "loader.writer"},
@@ -49,6 +54,7 @@ OWNERS = {
 }
 # The servers' side, of which the loader knows nothing.
 SERVING = {"app", "api", "watch", "server", "keeper", "exposition", "_front", "_lookup", "_metrics"}
+SERVING |= {"life", "reload", "supervisor", "tls"}
 SURFACES = sorted(name for name in MODULES if name.startswith("api."))
 # All but what the dialects share.
 DIALECTS = set(SURFACES) - {"api.__init__", "api.dialect", "api.problems", "api.query"}

@@ -1,4 +1,4 @@
-from typing import final
+from typing import Any, final
 
 @final
 class Exchange:
@@ -14,6 +14,15 @@ class Exchange:
     def query(self) -> bytes: ...
     def header(self, name: bytes) -> bytes | None:
         """The value of a header by its name in lower case; None where it was not sent, or on several lines."""
+
+def leave() -> None:
+    """From now on, in this process, answers over HTTP/1 carry `connection: close`.
+
+    A client that keeps a connection then opens another, which meets whoever goes on serving.
+    """
+
+def ends_connection(scope: Any) -> bool:
+    """Whether an answer to this request has to carry `connection: close`."""
 
 def log_fault(request_id: bytes, error: BaseException) -> None:
     """Logs where a request failed, without the error's message: it may quote what the request asked for."""
