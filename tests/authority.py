@@ -10,12 +10,23 @@ from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+Key = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey | rsa.RSAPrivateKey
 NAMES = x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+OF_AN_AUTHORITY = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 class Issued(NamedTuple):
@@ -68,9 +79,15 @@ class Authority:
             .not_valid_before(yesterday)
             .not_valid_after(yesterday + dt.timedelta(days=days, seconds=-1))
             .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         )
-        if issuer is not None:
-            builder = builder.add_extension(NAMES, critical=False)
+        if issuer is None:
+            builder = builder.add_extension(OF_AN_AUTHORITY, critical=True)
+        else:
+            by = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.key.public_key())
+            uses = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
+            for extension in (NAMES, by, uses):
+                builder = builder.add_extension(extension, critical=False)
         return Issued(builder.sign(issuer.key if issuer else key, hashes.SHA256()), key)
 
     def client(self, files: tuple[Path, Path] | None = None, *protocols: str) -> ssl.SSLContext:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from authority import Authority
+from authority import Authority, Key
 from conftest import PROFILES, MakeService
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 from http2 import Http2
 from service import DECLARED, HOST, Connection, Service, exchange, request
@@ -70,6 +70,30 @@ def test_tls_of_yesterday_is_refused(secured: Service, authority: Authority) -> 
         pytest.raises(ssl.SSLError, match="ALERT_HANDSHAKE_FAILURE"),
     ):
         spoken(secured.port, context, ssl.TLSVersion.TLSv1_1)
+
+
+def test_ciphers_of_yesterday_are_refused(secured: Service, authority: Authority) -> None:
+    context = authority.client()
+    context.set_ciphers("ALL:!AESGCM:!CHACHA20:@SECLEVEL=0")
+    with pytest.raises(ssl.SSLError, match="ALERT_HANDSHAKE"):
+        spoken(secured.port, context, ssl.TLSVersion.TLSv1_2)
+
+
+KEYS: list[Callable[[], Key]] = [
+    lambda: ec.generate_private_key(ec.SECP384R1()),
+    lambda: rsa.generate_private_key(65537, 2048),
+    lambda: rsa.generate_private_key(65537, 4096),
+    ed25519.Ed25519PrivateKey.generate,
+]
+
+
+@pytest.mark.parametrize("make_key", KEYS)
+def test_every_kind_of_key_that_is_taken_can_be_served(
+    make_service: MakeService, authority: Authority, make_key: Callable[[], Key]
+) -> None:
+    service = make_service(server=TLS, context=authority.client())
+    authority.issue(key=make_key()).write(service.folder, "server")
+    service.start(ready=503)
 
 
 def test_plaintext_is_answered_by_none(secured: Service) -> None:
@@ -204,7 +228,7 @@ def too_short(folder: Path) -> bytes:
 
 
 NONE_READABLE = r"found none that can be read \(No such file or directory: \S+\)"
-A_KEY = r"expected a private key of ECDSA \(P-256 or P-384\), Ed25519 or RSA \(2048 to 4096 bits\)"
+A_KEY = r"expected a private key of ECDSA \(P-256 or P-384\), Ed25519 or RSA \(2048, 3072 or 4096 bits\)"
 FAULTS: list[tuple[str, Callable[[Path], bytes | None], str]] = [
     ("server.pem", lambda _: None, f"server.tls_certificate: expected certificates in PEM, {NONE_READABLE}"),
     ("server.pem", lambda _: b"", r"server.tls_certificate: expected certificates in PEM, found none in \S+"),

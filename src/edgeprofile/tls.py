@@ -23,8 +23,8 @@ from edgeprofile.settings import Settings
 PEM_BYTES_MAX = 1024 * 1024
 # What Granian's TLS signs with.
 CURVES = (ec.SECP256R1, ec.SECP384R1)
-RSA_BITS = range(2048, 4097)
-KEYS = "a private key of ECDSA (P-256 or P-384), Ed25519 or RSA (2048 to 4096 bits)"
+RSA_BITS = (2048, 3072, 4096)
+KEYS = "a private key of ECDSA (P-256 or P-384), Ed25519 or RSA (2048, 3072 or 4096 bits)"
 
 Stamp = tuple[tuple[int, ...] | None, ...]
 
