@@ -21,12 +21,27 @@ from edgeprofile.loader.rows import REJECTS_LISTED
 
 MODEL = values("1, 'a@x', true", "2, 'b@x', false", "3, 'c@x', NULL", columns="id, email, vip")
 SLOW = "SELECT max(a.i + b.i) AS id FROM range(3000000) AS a(i), range(3000000) AS b(i)"
-COMMANDS = ["", "demo", "load", "serve", "keys", "keys create", "keys list", "keys revoke", "snapshots", "status"]
+COMMANDS = [
+    "",
+    "demo",
+    "init",
+    "load",
+    "serve",
+    "keys",
+    "keys create",
+    "keys list",
+    "keys revoke",
+    "snapshots",
+    "status",
+]
 COMMANDS += ["snapshots list", "snapshots verify", "snapshots rollback", "config", "config check"]
 # Arguments, and what the line about them says.
 MISUSES = {
     "": "COMMAND",
     "fly": "'fly'",
+    "init --select customers": "--dbt",
+    "init --dbt none.json": "--select",
+    "init --dbt none.json --select customers": "none.json cannot be read",
     "load --fast": "--fast",
     "keys": "COMMAND",
     "keys create": "--workspace",

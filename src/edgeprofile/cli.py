@@ -16,9 +16,10 @@ from pathlib import Path
 
 from edgeprofile import keys, reader, snapshot, status
 from edgeprofile.errors import EdgeprofileError, ModelError, UsageError
-from edgeprofile.settings import DURATION_UNITS_S, Server, Settings, load
+from edgeprofile.settings import DURATION_UNITS_S, FILE, Server, Settings, load
 
 NICENESS = 10
+DEFAULT_URL = "http://127.0.0.1:8000/v1/profiles"
 
 Arguments = argparse.Namespace
 
@@ -72,6 +73,19 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--dir", type=Path, default=Path("demo"), help="where to keep it (default: demo)")
     command.set_defaults(run=run_demo)
+
+    command = commands.add_parser("init", help="write a workspace's settings from a model of a dbt project")
+    command.add_argument(
+        "--dbt", type=Path, required=True, metavar="MANIFEST", help="the project's target/manifest.json"
+    )
+    command.add_argument("--select", required=True, metavar="MODEL", help="the model's name, or its unique_id")
+    command.add_argument("--workspace", metavar="W", help="what to call the workspace (default: as the model)")
+    command.add_argument(
+        "--output", type=Path, default=Path(FILE), metavar="FILE", help=f"where to; - prints it (default: {FILE})"
+    )
+    command.add_argument("--force", action="store_true", help="replace the file if there is one")
+    command.add_argument("--url", default=DEFAULT_URL, help=f"the service's, for the exposure (default: {DEFAULT_URL})")
+    command.set_defaults(run=run_init)
 
     command = commands.add_parser("load", parents=[common], help="run the model and publish what it gives")
     command.add_argument("--workspace", metavar="W", help="only this workspace (default: all)")
@@ -174,6 +188,23 @@ def run_demo(arguments: Arguments) -> int:
     admin_port = server.admin_port and free_port(server.admin_host, server.admin_port, besides=port)
     failed = demo.load_shop(file)
     return failed or demo.serve_and_announce(settings, port, admin_port, demo.fresh_key(settings.data_dir))
+
+
+def run_init(arguments: Arguments) -> int:
+    from edgeprofile import dbt, starter
+
+    manifest = dbt.read_manifest(arguments.dbt)
+    made = dbt.describe(manifest, dbt.select(manifest, arguments.select), arguments.workspace)
+    text, exposure = starter.settings_text(made), starter.exposure_text(made, arguments.url)
+    if arguments.output == Path("-"):
+        print(text, end="")
+        print(exposure, end="", file=sys.stderr)
+        return 0
+    starter.write(arguments.output, text, force=arguments.force)
+    print(f"try it: edgeprofile config check --config {arguments.output}", file=sys.stderr)
+    print("for the dbt project's YAML, so that it knows who depends on the model:", file=sys.stderr)
+    print(exposure, end="")
+    return 0
 
 
 def run_load(arguments: Arguments) -> int:
