@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime as dt
 import json
 import os
@@ -91,6 +92,22 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--workspace", metavar="W", help="only this workspace (default: all)")
     command.add_argument("--force", action="store_true", help="publish even an empty, shrunk or unchanged result")
     command.set_defaults(run=run_load)
+
+    command = commands.add_parser(
+        "replicate", parents=[common], help="copy snapshots to other machines by way of an object store"
+    )
+    way = command.add_mutually_exclusive_group(required=True)
+    way.add_argument("--to", metavar="URL", help="send what is published here (s3://…, gs://…, az://…, file:///…)")
+    way.add_argument("--from", dest="source", metavar="URL", help="publish here what was sent there")
+    command.add_argument("--workspace", metavar="W", help="only this workspace (default: all)")
+    command.add_argument("--watch", action="store_true", help="do so again and again, until SIGTERM")
+    command.add_argument(
+        "--interval", default="30s", metavar="DURATION", help="how often to look, for --watch (default: 30s)"
+    )
+    command.add_argument(
+        "--force", action="store_true", help="copy what is there already, and over what was loaded here"
+    )
+    command.set_defaults(run=run_replicate)
 
     command = commands.add_parser("serve", parents=[common], help="serve until SIGTERM, then drain")
     command.set_defaults(run=run_serve)
@@ -227,6 +244,45 @@ def run_load(arguments: Arguments) -> int:
     return worst
 
 
+def run_replicate(arguments: Arguments) -> int:
+    from edgeprofile.objectstore import Store
+    from edgeprofile.replicas import fetch, send
+
+    if arguments.watch and arguments.force:
+        raise UsageError("--force is for one copy that somebody looks at, not for --watch")
+    settings, interval_s = _settings(arguments), _seconds("--interval", arguments.interval)
+    store = Store(arguments.to or arguments.source, make=arguments.to is not None)
+    copy = send if arguments.to else fetch
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.nice(NICENESS)
+    said: dict[str, str] = {}
+
+    def copy_all() -> int:
+        """Copies each workspace once. Of what goes on and on, --watch says only that it has begun."""
+        worst = 0
+        for name in [arguments.workspace] if arguments.workspace else settings.workspaces:
+            try:
+                with status.progress(sys.stderr) as progress:
+                    copied = copy(store, settings, name, force=arguments.force, progress=progress)
+                said.pop(name, None)
+                if copied.outcome != "unchanged" or not arguments.watch:
+                    print(copied.line(name), flush=True)
+            except EdgeprofileError as error:
+                worst = max(worst, error.exit_status)
+                if said.get(name) != str(error):
+                    complain(error, name)
+                said[name] = str(error)
+        return worst
+
+    if not arguments.watch:
+        return copy_all()
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            copy_all()
+            time.sleep(interval_s)
+    return 0
+
+
 def run_serve(arguments: Arguments) -> int:
     from edgeprofile.server import serve
 
@@ -262,12 +318,14 @@ def run_keys_create(arguments: Arguments) -> int:
 
 
 def _expiry(duration: str | None) -> int | None:
-    if duration is None:
-        return None
+    return None if duration is None else int(time.time()) + _seconds("--expires", duration)
+
+
+def _seconds(option: str, duration: str) -> int:
     parts = re.fullmatch(r"([1-9][0-9]{0,5})([dhms])", duration)
     if parts is None:
-        raise UsageError("--expires takes a duration such as 90d, 12h or 30m")
-    return int(time.time()) + int(parts[1]) * DURATION_UNITS_S[parts[2]]
+        raise UsageError(f"{option} takes a duration such as 90d, 12h or 30m")
+    return int(parts[1]) * DURATION_UNITS_S[parts[2]]
 
 
 def run_keys_list(arguments: Arguments) -> int:

@@ -6,6 +6,7 @@ EdgeprofileError                  anything below; has a `hint` for whoever must 
 ├── KeyFileError                  a file of keys cannot be used             exit status 1
 ├── ModelError                    the model cannot be served as it stands   exit status 1
 ├── SourceError                   the warehouse did not answer the model    exit status 1
+├── ObjectStoreError              the store of replicas did not do its part exit status 1
 ├── RefreshRefused                a guard would not let a result go out     exit status 1
 ├── StoreError                    what is on disk cannot be used            exit status 1
 │   ├── NoSnapshot                nothing is published yet
@@ -82,6 +83,10 @@ class ModelError(EdgeprofileError):
 
 class SourceError(EdgeprofileError):
     """The warehouse could not be reached, or refused or broke off the model."""
+
+
+class ObjectStoreError(EdgeprofileError):
+    """The object store by way of which snapshots are replicated could not be reached, or refused."""
 
 
 class RefreshRefused(EdgeprofileError):

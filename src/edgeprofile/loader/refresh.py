@@ -6,8 +6,6 @@ import contextlib
 import errno
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -29,10 +27,10 @@ from edgeprofile.loader.model import EventsPlan, Plan, plan, plan_events
 from edgeprofile.loader.rows import Progress
 from edgeprofile.loader.source import Source
 from edgeprofile.loader.writer import WriterError
+from edgeprofile.reader import read_back
 from edgeprofile.settings import Settings, Workspace
 
 SCRATCH = ".scratch"
-VERIFY_SECONDS_MAX = 600
 DISK_FULL_BYTES = 1 << 20
 
 
@@ -154,7 +152,7 @@ def _cycle(
     def manifest_of(file_bytes: int, sha256: str) -> snapshot.Manifest:
         return _manifest(home, served, models, built, file_bytes, sha256, started_at, finished_at)
 
-    manifest = snapshot.publish(home, building, manifest_of, _verify_in_child, built.pages_bytes, at)
+    manifest = snapshot.publish(home, building, manifest_of, read_back, built.pages_bytes, at)
     # What stays for want of a permission or the like is tried again by the next refresh.
     with contextlib.suppress(OSError):
         snapshot.prune(home, workspace.keep)
@@ -255,24 +253,6 @@ def _manifest(
         event_rows=events.rows,
         events_rejected=events.rejected,
     )
-
-
-def _verify_in_child(folder: Path, manifest: snapshot.Manifest) -> None:
-    """Opens and samples the file in a process of its own, as a worker will: a fault there must not end this one."""
-    try:
-        done = subprocess.run(
-            # Without the current folder on the path, where a file of a customer's may be named like a module.
-            [sys.executable, "-P", "-m", "edgeprofile.reader", str(folder)],
-            input=msgspec.json.encode(manifest),
-            capture_output=True,
-            timeout=VERIFY_SECONDS_MAX,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise SnapshotDamaged(f"the snapshot could not be read back within {VERIFY_SECONDS_MAX} s") from None
-    if done.returncode != 0:
-        why = done.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1][:200]
-        raise SnapshotDamaged(f"the snapshot that was built cannot be read back: {why}")
 
 
 def _keep_rejects(building: Path, home: Path) -> None:
