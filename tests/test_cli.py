@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from workshop import COMMAND, WAIT_SECONDS_MAX, Ended, Workshop, environment, side_by_side, stop, until, values
 
+from edgeprofile import outcomes
 from edgeprofile.loader.rows import REJECTS_LISTED
 
 MODEL = values("1, 'a@x', true", "2, 'b@x', false", "3, 'c@x', NULL", columns="id, email, vip")
@@ -182,7 +183,7 @@ def test_a_signal_in_the_middle_of_a_load_ends_it_and_the_old_snapshot_stays(
     assert [line for line in err.splitlines() if not line.startswith("stage=")] == ["edgeprofile: interrupted"]
     assert fresh.bodies() == before
     assert fresh.leftovers() == []
-    assert json.loads((fresh.home / "refresh.json").read_bytes())["outcome"] == "interrupted"
+    assert outcomes.read(fresh.home).last[-1].outcome == "interrupted"
 
 
 # --- keys ----------------------------------------------------------------------------------------------------------
