@@ -73,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("load", parents=[common], help="run the model and publish what it gives")
     command.add_argument("--workspace", metavar="W", help="only this workspace (default: all)")
+    command.add_argument("--watch", action="store_true", help="do so by each workspace's cadence, until SIGTERM")
     command.add_argument("--force", action="store_true", help="publish even an empty, shrunk or unchanged result")
     command.set_defaults(run=run_load)
 
@@ -175,8 +176,15 @@ def run_demo(arguments: Arguments) -> int:
 
 
 def run_load(arguments: Arguments) -> int:
+    if arguments.watch and arguments.force:
+        raise UsageError("--force is for one load that somebody looks at, not for --watch")
     settings = _settings(arguments)
     names = [arguments.workspace] if arguments.workspace else list(settings.workspaces)
+    if arguments.watch:
+        from edgeprofile.loader.watch import watch
+
+        watch(settings, names, status.say_refresh)
+        return 0
     return _load_once(settings, names, force=arguments.force)
 
 
@@ -297,6 +305,7 @@ def run_snapshots_rollback(arguments: Arguments) -> int:
     when = dt.datetime.fromtimestamp(manifest.finished_at, dt.UTC)
     print(f"serving {manifest.name} again, {manifest.profiles} profiles as of {when:%Y-%m-%d %H:%M:%S} UTC")
     print("the next edgeprofile load will publish what the model gives then: mend it first", file=sys.stderr)
+    print("load --watch leaves this workspace alone until that", file=sys.stderr)
     return 0
 
 

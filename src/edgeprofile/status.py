@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from rich.table import Table
 from edgeprofile import locks, outcomes, snapshot
 from edgeprofile.errors import EdgeprofileError, NoSnapshot
 from edgeprofile.keys import Key
-from edgeprofile.outcomes import Outcome
+from edgeprofile.outcomes import SUCCESSES, Outcome
 from edgeprofile.settings import Settings
 
 LOG_INTERVAL_S = 10.0
@@ -88,6 +89,38 @@ def outcome_line(workspace: str, outcome: Outcome) -> str:
 def _lost(outcome: Outcome) -> str:
     refused = f", {outcome.rejected:,} rows refused" if outcome.rejected else ""
     return refused + (f", {outcome.evicted:,} evicted" if outcome.evicted else "")
+
+
+def say_refresh(workspace: str, outcome: Outcome, delay_s: float) -> None:
+    """One line on standard output for what a watcher did: for people on a terminal, else for programs."""
+    # A reader that has gone must not keep the profiles from being refreshed.
+    with contextlib.suppress(OSError):
+        print((_watch_line if sys.stdout.isatty() else _watch_fields)(workspace, outcome, delay_s), flush=True)
+
+
+def _watch_line(workspace: str, outcome: Outcome, delay_s: float) -> str:
+    what = f"{workspace}: {outcome.outcome}" + (f": {outcome.message}" if outcome.message else "")
+    if outcome.outcome in SUCCESSES:
+        what = outcome_line(workspace, outcome)
+    return f"{dt.datetime.now():%H:%M:%S} {what}; next in {dt.timedelta(seconds=round(delay_s))}"
+
+
+def _watch_fields(workspace: str, outcome: Outcome, delay_s: float) -> str:
+    """What does not go without saying, as key=value; a text that may hold spaces is JSON."""
+    fields = {
+        "time": f"{dt.datetime.fromtimestamp(outcome.finished_at, dt.UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "workspace": workspace,
+        "outcome": outcome.outcome,
+        "seconds": f"{outcome.seconds:.3f}",
+        "next_seconds": f"{delay_s:.0f}",
+    }
+    if outcome.message:
+        fields["message"] = json.dumps(outcome.message, ensure_ascii=False)
+    if outcome.outcome in SUCCESSES:
+        for name in ("profiles", "events", "rejected", "evicted", "snapshot"):
+            if (value := getattr(outcome, name)) is not None:
+                fields[name] = str(value)
+    return " ".join(f"{name}={value}" for name, value in fields.items())
 
 
 def of_workspace(settings: Settings, name: str) -> dict[str, object]:
