@@ -48,8 +48,8 @@ def end_with_parent(parent: int) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[AtStep]:
-    """SIGTERM and SIGINT raise KeyboardInterrupt within. Those that follow at once, as where a terminal and a supervisor
-    both tell every process, are one with the first, so that cleaning up is not interrupted too; later ones are not.
+    """SIGTERM and SIGINT raise KeyboardInterrupt within. Those that follow at once are one with the first, as where a
+    terminal and a supervisor both tell every process, so that cleaning up is not interrupted too; later ones are not.
 
     Gives what `refresh` is to call at its steps. Once the new snapshot is verified it is only a moment from being
     published, so that is finished, and the interrupt comes at the end.
