@@ -38,5 +38,6 @@ cdef class Profile:
 
 
 cdef bytes render(const View* view, Template template, tuple slots, uint64_t bytes_max)
+cdef uint64_t begin(Buffer* out, uint64_t bytes_max) noexcept
 cdef int append(Buffer* out, const View* view, Template template, tuple slots) except -1
 cdef bint find_value(const View* view, int first_nested, int open_bytes, int field, Slice* value) except -1

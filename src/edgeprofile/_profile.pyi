@@ -1,6 +1,8 @@
 from collections.abc import Sequence
 from typing import Any, Self, final
 
+from typing_extensions import Buffer
+
 from edgeprofile._store import Store
 
 CONSTANT: int
@@ -53,3 +55,11 @@ class Profile:
 
 def find(store: Store, primary: bytes) -> Profile:
     """The profile of a primary id. Raises ProfileNotFound, RecordDamaged, FormatUnsupported."""
+
+def render_record(
+    record: Buffer, primary: bytes, template: Template, slots: tuple[bytes, ...] = (), bytes_max: int = ...
+) -> bytes:
+    """What a template makes of the record that was found under a primary id, for tests.
+
+    Raises AnswerTooLarge, RecordDamaged, FormatUnsupported.
+    """
