@@ -18,9 +18,6 @@ from json_text cimport PUT_BAD_UTF8, SLACK_BYTES, Buffer, is_sayable, put, put_d
 
 from edgeprofile.errors import AnswerTooLarge, FormatUnsupported, RecordDamaged
 
-cdef enum:
-    PARAMS_OPEN_BYTES = 10
-
 # How an item of a template is rendered, see the stub. For Python they are the numbers of these names.
 cdef enum:
     _CONSTANT = 0

@@ -8,6 +8,10 @@ from edgeprofile._store cimport Store
 from json_text cimport Buffer
 
 
+cdef enum:
+    PARAMS_OPEN_BYTES = 10
+
+
 cdef struct Item:
     int how, field, count
     Run* runs
