@@ -3,7 +3,7 @@
 EdgeprofileError                  anything below; has a `hint` for whoever must act
 ├── SettingsError                 a setting is wrong                        exit status 2
 ├── UsageError                    a command is misused                      exit status 2
-├── KeyFileError                  the file of API keys cannot be read       exit status 1
+├── KeyFileError                  a file of keys cannot be used             exit status 1
 ├── ModelError                    the model cannot be served as it stands   exit status 1
 ├── SourceError                   the warehouse did not answer the model    exit status 1
 ├── RefreshRefused                a guard would not let a result go out     exit status 1
@@ -12,6 +12,8 @@ EdgeprofileError                  anything below; has a `hint` for whoever must 
 │   ├── SnapshotDamaged           a file is not what its manifest says
 │   ├── FormatUnsupported         a format version that this build does not know
 │   ├── RecordDamaged             a record fails its check
+│   ├── LiveDamaged               the live layer's file is not what it should be
+│   ├── RecordTooLarge            a record would be larger than can be served
 │   ├── DiskFull                  no room is left under data_dir
 │   └── LoaderBusy                another loader owns the workspace
 └── ApiError                      a request is answered with a problem; has `status`, `code`, `title`
@@ -67,7 +69,7 @@ class UsageError(EdgeprofileError):
 
 
 class KeyFileError(EdgeprofileError):
-    """The file of API keys is damaged or cannot be written."""
+    """The file of API keys, or that of signing keys, is damaged or cannot be written."""
 
 
 class ModelError(EdgeprofileError):
@@ -108,6 +110,17 @@ class FormatUnsupported(StoreError):
 
 class RecordDamaged(StoreError):
     """A record's checksum or an offset in it is wrong."""
+
+
+class LiveDamaged(StoreError):
+    """The live layer's file is cut short or altered."""
+
+
+class RecordTooLarge(StoreError):
+    """A record would have more than 16 MiB."""
+
+    def __init__(self, record_bytes: int) -> None:
+        super().__init__(f"a record would have {record_bytes} bytes or more, over the limit of 16 MiB")
 
 
 class DiskFull(StoreError):
