@@ -37,7 +37,7 @@ class Walk(History):
 
     @property
     def time_us(self) -> int:
-        """When the event was that `next`, `page` or `look_at` came to last; `value` and `render` are of that one too."""
+        """When the event was that `next`, `page` or `look_at` came to last, of which `value` and `render` are too."""
 
     def next(self) -> bool:
         """Goes to the next event; False where there is none."""
