@@ -243,6 +243,8 @@ SAMPLES = {
     "limits.request_bytes_max": ("2", 2),
     "loader.memory_limit": ("2GiB", "2GiB"),
     "loader.threads": ("3", 3),
+    "loader.parallel": ("4", 4),
+    "loader.timeout": ("90m", "90m"),
     "workspaces.shop.refresh": ("1d", "1d"),
     "workspaces.shop.keep": ("9", 9),
     "workspaces.shop.rejects_max": ("1", 1.0),

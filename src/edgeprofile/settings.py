@@ -25,6 +25,7 @@ Port = Annotated[int, Meta(ge=1, le=65_535)]
 PortOrNone = Annotated[int, Meta(ge=0, le=65_535)]
 Count = Annotated[int, Meta(ge=0, le=1_024)]
 Kept = Annotated[int, Meta(ge=1, le=1_024)]
+Parallel = Annotated[int, Meta(ge=1, le=64)]
 Bytes = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Rate = Annotated[float, Meta(ge=0.001, le=1_000_000)]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
@@ -57,6 +58,11 @@ NotServed = Annotated[None, Meta(extra={"expected": "nothing, as TLS is not serv
 
 # The vendors whose APIs a workspace may be served by, each where its table stands.
 DIALECTS = ("insider", "mparticle", "intilery")
+
+
+def _seconds(duration: str) -> float:
+    parts = re.findall(r"([0-9]+)([dhms])", duration)
+    return float(sum(int(digits) * DURATION_UNITS_S[unit] for digits, unit in parts))
 
 
 class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,10 +101,19 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Loader(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the loader may take of the machine. `threads` 0 is one a core, but at most one for 512 MiB of memory."""
+    """What the loader may take of the machine. `threads` 0 is one a core, but at most one for 512 MiB of memory.
+
+    A watcher has at most `parallel` refreshes run at once, each with all of this and for `timeout` at most.
+    """
 
     memory_limit: Size | None = None
     threads: Count = 0
+    parallel: Parallel = 2
+    timeout: Duration = "6h"
+
+    @property
+    def timeout_s(self) -> float:
+        return _seconds(self.timeout)
 
     @property
     def memory_limit_bytes(self) -> int:
@@ -311,8 +326,7 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def refresh_s(self) -> float:
-        parts = re.findall(r"([0-9]+)([dhms])", self.refresh)
-        return float(sum(int(digits) * DURATION_UNITS_S[unit] for digits, unit in parts))
+        return _seconds(self.refresh)
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
