@@ -193,30 +193,36 @@ cdef int put_runs(Buffer* out, const View* view, Template template, const Item* 
 cdef bint find_run(const View* view, int first_nested, int open_bytes, const Run* run, Slice* found) except -1:
     """The fields from `first` to before `last`, all nested or none of them; False where there is none of them."""
     cdef int first = rank(view, run.first), last = rank(view, run.last)
-    cdef bint is_nested = run.first >= first_nested
-    cdef uint64_t start, end
     if first == last:
         return False
-    start = end_at(view, first - 1) + 1 if first else 1
-    if is_nested and first == rank(view, first_nested):
+    take(view, first, last, run.first >= first_nested, rank(view, first_nested), open_bytes, found)
+    return True
+
+
+cdef int take(const View* view, int first, int last, bint is_nested, int flat, int open_bytes, Slice* found) except -1:
+    """The fields from the `first` to before the `last` of those that there are, of which so many are flat."""
+    cdef uint64_t start = end_at(view, first - 1) + 1 if first else 1
+    cdef uint64_t end = end_at(view, last - 1)
+    if is_nested and first == flat:
         start += open_bytes
-    end = end_at(view, last - 1)
     if not start < end < view.body_bytes or view.body[start] != b'"' \
             or view.body[end] != (c"}" if is_nested and last == view.present else c","):
         raise misled()
     found.start = view.body + start
     found.end = view.body + end
-    return True
+    return 0
 
 
 cdef bint find_value(const View* view, int first_nested, int open_bytes, int field, Slice* value) except -1:
     """The value of a field; False where the record lacks it."""
-    cdef Run run = Run(field, field + 1)
+    cdef bint is_nested = field >= first_nested
+    cdef int first
     cdef const uint8_t* at
     cdef const uint8_t* end
     if not 0 <= field < view.fields or not view.bitmap[field >> 3] >> (field & 7) & 1:
         return False
-    find_run(view, first_nested, open_bytes, &run, value)
+    first = rank(view, field)
+    take(view, first, first + 1, is_nested, rank(view, first_nested) if is_nested else 0, open_bytes, value)
     end = <const uint8_t*>value.end
     at = past_quote(<const uint8_t*>value.start + 1, end)
     if end - at < 2 or at[0] != b":":
