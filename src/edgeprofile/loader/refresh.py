@@ -27,7 +27,7 @@ from edgeprofile.loader.build import Built, Models, build
 from edgeprofile.loader.events import NO_EVENTS
 from edgeprofile.loader.model import EventsPlan, Plan, plan, plan_events
 from edgeprofile.loader.rows import Progress
-from edgeprofile.loader.source import Source
+from edgeprofile.loader.source import Source, open_source
 from edgeprofile.loader.writer import WriterError
 from edgeprofile.settings import Settings, Workspace
 
@@ -39,7 +39,7 @@ DISK_FULL_BYTES = 1 << 20
 def describe(settings: Settings, name: str) -> Models:
     """The plans of a workspace's models, without running them. Raises ModelError or SourceError."""
     workspace = settings.workspaces[name]
-    with Source(workspace.source, settings.loader, settings.folder, settings.data_dir / name / SCRATCH) as source:
+    with open_source(workspace.source, settings.loader, settings.folder, settings.data_dir / name / SCRATCH) as source:
         return _models(source, workspace, {})
 
 
@@ -131,7 +131,7 @@ def _cycle(
     served = before or next(iter(snapshot.manifests(home)), None)
     building = snapshot.start_build(home)
     progress("model", 0, 0)
-    with Source(workspace.source, settings.loader, settings.folder, home / SCRATCH) as source:
+    with open_source(workspace.source, settings.loader, settings.folder, home / SCRATCH) as source:
         models = _models(source, workspace, _audience_ids(home))
         built = build(source, models, building, int(started_at * 1e6), workspace.rejects_max, progress)
     finished_at = time.time()
