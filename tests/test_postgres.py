@@ -316,6 +316,10 @@ def test_a_load_needs_no_pyarrow(model: Model, tmp_path: Path) -> None:
     assert shop.run("load", env={"PYTHONPATH": path}).status == 0
 
 
+def test_a_warehouse_may_be_given_years(model: Model) -> None:
+    assert model("SELECT 1 AS id", timeout="9999d").load() == "published"
+
+
 # --- many rows, and large ones -------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ _LOCAL = {
     # A query whose loader is gone ends by itself.
     "client_connection_check_interval": "10s",
 }
+_MILLISECONDS_MAX = 2**31 - 1
 # Finite, but no moment that an answer can say, as infinities are not: they keep their place in the order of updates.
 _LATEST, _EARLIEST = "200000-01-01", "4000-01-01 BC"
 
@@ -52,7 +53,7 @@ class PostgresType(NamedTuple):
 
 def begin(lock_timeout_s: float) -> list[str]:
     """What comes before a question, and must be followed by END. The model can change nothing."""
-    wanted = _LOCAL | {"lock_timeout": f"{max(int(lock_timeout_s * 1000), 1)}ms"}
+    wanted = _LOCAL | {"lock_timeout": f"{min(int(lock_timeout_s * 1000), _MILLISECONDS_MAX)}ms"}
     values = ", ".join(f"('{name}', '{value}')" for name, value in wanted.items())
     return [
         "BEGIN TRANSACTION READ ONLY",
