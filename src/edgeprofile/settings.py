@@ -56,6 +56,9 @@ Name = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9_-]{0,62}\Z", extra={"expe
 NotServed = Annotated[None, Meta(extra={"expected": "nothing, as TLS is not served yet (terminate it in a proxy)"})]
 
 
+# The warehouses, by the schemes of their URLs.
+SCHEMES = ("duckdb", "postgresql", "postgres", "snowflake", "bigquery", "grpc", "grpc+tls")
+
 # The vendors whose APIs a workspace may be served by, each where its table stands.
 DIALECTS = ("insider", "mparticle", "intilery")
 
@@ -128,9 +131,13 @@ class Loader(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Source(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The warehouse. After `load`, `url` has its variables filled in and its file is absolute."""
+    """The warehouse. After `load`, `url` has its variables filled in and its file is absolute.
+
+    `timeout` is for how long one that is not DuckDB may be silent.
+    """
 
     url: Url
+    timeout: Duration = "10m"
 
     def __repr__(self) -> str:
         return f"Source(url='{self.scheme}://…')"  # the rest may hold credentials, and reprs end up in logs
@@ -138,6 +145,10 @@ class Source(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def scheme(self) -> str:
         return self.url.partition("://")[0]
+
+    @property
+    def timeout_s(self) -> float:
+        return _seconds(self.timeout)
 
     @property
     def database(self) -> Path | None:
@@ -387,7 +398,8 @@ def _resolved(settings: Settings, file: Path, environ: Mapping[str, str]) -> Set
     workspaces = {}
     for name, workspace in settings.workspaces.items():
         key = ("workspaces", name)
-        source = Source(url=_url(workspace.source.url, (*key, "source", "url"), folder, environ))
+        url = _url(workspace.source.url, (*key, "source", "url"), folder, environ)
+        source = structs.replace(workspace.source, url=url)
         text = _text(workspace.profiles.sql, (*key, "profiles", "sql"), folder)
         profiles = structs.replace(workspace.profiles, text=text)
         events = workspace.events
@@ -406,9 +418,12 @@ def _url(url: str, key: Key, folder: Path, environ: Mapping[str, str]) -> str:
         raise Fault(key, f"the environment variable {error.args[0]} to be set", "it unset") from None
     parts = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", url, re.DOTALL)
     scheme, rest = parts.groups() if parts else ("", "")
-    if scheme.lower() != "duckdb":
-        expected = "duckdb://, as this version loads DuckDB and files only (export to Parquet or query from DuckDB)"
+    scheme = scheme.lower()
+    if scheme not in SCHEMES:
+        expected = f"a URL of {', '.join(f'{known}://' for known in SCHEMES[:-1])} or {SCHEMES[-1]}://"
         raise Fault(key, expected, f"the scheme {shown(scheme)}" if scheme else "no scheme")
+    if scheme != "duckdb":
+        return f"{scheme}://{rest}"
     if rest and (not rest.startswith("/") or rest.endswith("/")):
         raise Fault(key, "duckdb:///FILE, duckdb:////ABSOLUTE/FILE or duckdb:// alone", "another form")
     return f"duckdb:///{os.path.abspath(folder / rest[1:])}" if rest else "duckdb://"

@@ -27,7 +27,7 @@ from edgeprofile.loader.events import NO_EVENTS
 from edgeprofile.loader.evictions import Kept
 from edgeprofile.loader.model import EventsPlan, Plan, plan, plan_events
 from edgeprofile.loader.rows import Progress
-from edgeprofile.loader.source import Source
+from edgeprofile.loader.source import Source, open_source
 from edgeprofile.loader.writer import WriterError
 from edgeprofile.outcomes import Attempt, Outcome
 from edgeprofile.settings import Settings, Workspace
@@ -40,7 +40,7 @@ def describe(settings: Settings, name: str) -> Models:
     """The plans of a workspace's models, without running them. Raises ModelError or SourceError."""
     workspace = settings.workspaces[name]
     scratch = snapshot.home(settings.data_dir, name) / snapshot.SCRATCH
-    with Source(workspace.source, settings.loader, settings.folder, scratch) as source:
+    with open_source(workspace.source, settings.loader, settings.folder, scratch) as source:
         return _models(source, workspace, {})
 
 
@@ -124,7 +124,7 @@ def _cycle(
     served = before or next(iter(snapshot.manifests(home)), None)
     building = snapshot.start_build(home)
     progress("model", 0, 0)
-    with Source(workspace.source, settings.loader, settings.folder, home / snapshot.SCRATCH) as source:
+    with open_source(workspace.source, settings.loader, settings.folder, home / snapshot.SCRATCH) as source:
         models = _models(source, workspace, _audience_ids(home))
         kept = Kept(home, served)
         built = build(source, models, building, int(attempt.at * 1e6), workspace.rejects_max, progress, kept)
