@@ -113,6 +113,22 @@ cdef int64_t decide(
     return <int64_t>((wait + UNITS_NS - 1) // UNITS_NS)
 
 
+cdef int used_at(uint64_t* tats, const CPolicy* policy, uint64_t now_ns) noexcept nogil:
+    """See `limiter.used_percent`. The clock is read after the tats, as in `take_at`."""
+    cdef uint64_t seen[2]
+    cdef uint64_t now, ahead, percent
+    cdef int used = 0, index
+    seen[0] = ep_load(&tats[0])
+    seen[1] = ep_load(&tats[1])
+    now = clock_units() if now_ns == UINT64_MAX else now_ns * UNITS_NS
+    for index in range(policy.count):
+        ahead = seen[index] - now
+        if ahead <= policy.buckets[index].span + SKEW:
+            percent = (policy.buckets[index].span + 99) // 100
+            used = max(used, <int>min(<uint64_t>100, (ahead + percent - 1) // percent))
+    return used
+
+
 cdef int64_t take_at(
     uint64_t* tats, const CPolicy* policy, uint32_t cost, int* slowest, uint64_t now_ns
 ) noexcept nogil:
@@ -236,6 +252,12 @@ cdef class SharedMap:
             if ep_swap(window, seen, then):
                 return
 
+    def used_percent(self, uint32_t cell, Policy policy not None, now_ns=None):
+        """How much of the tokens is gone, in whole per cent."""
+        if cell >= CELLS:
+            raise IndexError("no such cell")
+        return used_at(self.shared.cells[cell], &policy.c, UINT64_MAX if now_ns is None else now_ns)
+
     def add(self, uint32_t index, uint64_t n):
         """Adds to one of the 2,048 counters, modulo 2**64."""
         if index >= COUNTERS:
@@ -256,6 +278,9 @@ cdef class SharedMap:
 
     cdef int64_t take_c(self, uint32_t cell, const CPolicy* policy, uint32_t cost, int* bucket) noexcept nogil:
         return take_at(self.shared.cells[cell], policy, cost, bucket, UINT64_MAX)
+
+    cdef int used_c(self, uint32_t cell, const CPolicy* policy) noexcept nogil:
+        return used_at(self.shared.cells[cell], policy, UINT64_MAX)
 
     cdef void add_c(self, uint32_t index, uint64_t n) noexcept nogil:
         ep_add(&self.shared.counters[index], n)

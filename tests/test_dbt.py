@@ -202,6 +202,9 @@ def test_the_source_and_the_names_are_those_of_the_projects_warehouse(
     tests = [column_test("unique", "Id"), column_test("not_null", "Id")]
     node = model_node({"Id": {}, "order": {"quote": True}}, database="my db", relation_name="my.relation")
     text = starter.settings_text(described(manifest(node, *tests, adapter=adapter), tmp_path))
+    (tmp_path / "edgeprofile.toml").write_text(text, encoding="utf-8")
+    environ = dict.fromkeys(re.findall(r"\$\{(\w+)\}", url), "duckdb://" if url.startswith("$") else "x")
+    assert load(tmp_path / "edgeprofile.toml", environ).workspaces["customers"].profiles.id == "Id"
     workspace = tomllib.loads(text)["workspaces"]["customers"]
     assert workspace["source"] == {"url": url}
     assert " ".join(workspace["profiles"]["sql"].split()) == f"SELECT {columns} FROM my.relation;"

@@ -23,6 +23,7 @@ from edgeprofile.limiter import (
     rate_limit_headers,
     retry_after_s,
     take_window,
+    used_percent,
 )
 
 SECOND = 10**9
@@ -217,6 +218,28 @@ def test_a_bucket_that_would_take_years_to_fill_is_made_as_large_as_the_clock_ca
     assert decision.allowed
 
 
+def test_what_is_used_is_that_of_the_bucket_that_is_used_the_most() -> None:
+    key = Key(DEFAULT)
+    assert used_percent(key.cell, key.now_ns, DEFAULT) == 0
+    key.send()
+    assert used_percent(key.cell, key.now_ns, DEFAULT) == 1, "0 is of a rested key alone"
+    key.send_many(499)
+    assert used_percent(key.cell, key.now_ns, DEFAULT) == 50
+    key.send_many(600)
+    assert used_percent(key.cell, key.now_ns, DEFAULT) == 100
+    assert used_percent(key.cell, key.now_ns + SECOND // 2, DEFAULT) == 50
+    # The peak is rested a second later, and of the 60,000 tokens of the other bucket 500 are gone.
+    assert used_percent(key.cell, key.now_ns + SECOND, DEFAULT) == 1
+    assert used_percent(key.cell, key.now_ns + 2 * SECOND, DEFAULT) == 0
+
+
+@given(limits=policies(), now_ns=NOW, cell=st.tuples(*[st.integers(0, 2**64 - 1)] * 2))
+def test_what_is_used_is_a_percentage_whatever_another_boot_has_left(
+    limits: limiter.Policy, now_ns: int, cell: tuple[int, int]
+) -> None:
+    assert 0 <= used_percent(cell, now_ns, limits) <= 100
+
+
 # The answer's headers
 
 
@@ -267,6 +290,7 @@ def test_the_compiled_limiter_decides_as_the_plain_one(
             key.now_ns = max(1, key.now_ns + jump_ns)
         plain = key.send(cost, step_ns)
         assert shared.take_bucket(cell, fast, cost, now_ns=key.now_ns) == (plain.wait_ns, plain.bucket)
+        assert shared.used_percent(cell, fast, now_ns=key.now_ns) == used_percent(key.cell, key.now_ns, limits)
 
 
 def test_the_compiled_limiter_says_never_to_any_cost_beyond_the_depth(shared: _limiter.SharedMap) -> None:
@@ -297,6 +321,8 @@ def test_indices_outside_the_file_are_refused(shared: _limiter.SharedMap) -> Non
         shared.take_window(CELLS, 1, 1)
     with pytest.raises(IndexError):
         shared.give_back(CELLS, 0, 1)
+    with pytest.raises(IndexError):
+        shared.used_percent(CELLS, compiled(DEFAULT))
     with pytest.raises(IndexError):
         shared.add(COUNTERS, 1)
     with pytest.raises(IndexError):

@@ -32,6 +32,9 @@ PROFILES = 'profiles = { sql = "SELECT 1 AS id", id = "id" }'
 SHOP = f"[workspaces.shop]\n{SOURCE}\n{PROFILES}\n"
 INSIDER = 'insider = { partner = "mybrand" }\n'
 EVENTS = 'events = { sql = "FROM events", profile = "id", name = "name", time = "at" }\n'
+MPARTICLE = 'mparticle = { org = "1", account = "2", workspace = "3", mpid = "id" }\n'
+# They name the primary id, so that they stand only where it is what it is in SHOP.
+DIALECTS = {"insider": INSIDER, "mparticle": MPARTICLE}
 SECRET = "hunter2"
 
 Write = Callable[[str], None]
@@ -157,6 +160,26 @@ def test_a_duckdb_url_names_an_absolute_file_or_none(
     assert source.database == (Path(database.format(folder=tmp_path)) if database else None)
 
 
+@pytest.mark.parametrize(
+    ("url", "meant"),
+    [
+        (
+            "postgresql://me:${PASSWORD}@db:5433/shop?sslmode=require",
+            "postgresql://me:%40x@db:5433/shop?sslmode=require",
+        ),
+        ("Postgres:///shop?host=/run", "postgres:///shop?host=/run"),
+        ("snowflake://me:${PASSWORD}@acct/DB/SCHEMA?warehouse=W", "snowflake://me:%40x@acct/DB/SCHEMA?warehouse=W"),
+        ("bigquery://acme/shop?credentials=key.json", "bigquery://acme/shop?credentials=key.json"),
+        ("grpc+tls://me:${PASSWORD}@db:443", "grpc+tls://me:%40x@db:443"),
+    ],
+)
+def test_the_url_of_another_warehouse_stays_as_it_is_written(url: str, meant: str, write: Write) -> None:
+    write(f'[workspaces.shop]\nsource = {{ url = "{url}", timeout = "1m30s" }}\n{PROFILES}')
+    source = load(environ={"PASSWORD": "%40x"}).workspaces["shop"].source
+    assert (source.url, source.database, source.timeout_s) == (meant, None, 90.0)
+    assert repr(source) == f"Source(url='{source.scheme}://…')"
+
+
 def test_relative_paths_start_from_the_folder_of_the_settings_file(tmp_path: Path) -> None:
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf/model.sql").write_text("SELECT 2")
@@ -240,10 +263,13 @@ SAMPLES = {
     "limits.request_bytes_max": ("2", 2),
     "loader.memory_limit": ("2GiB", "2GiB"),
     "loader.threads": ("3", 3),
+    "loader.parallel": ("4", 4),
+    "loader.timeout": ("90m", "90m"),
     "workspaces.shop.refresh": ("1d", "1d"),
     "workspaces.shop.keep": ("9", 9),
     "workspaces.shop.rejects_max": ("1", 1.0),
     "workspaces.shop.shrink_max": ("0.25", 0.25),
+    "workspaces.shop.source.timeout": ("1h30m", "1h30m"),
     "workspaces.shop.source.url": ("duckdb:////srv/x", "duckdb:////srv/x"),
     "workspaces.shop.profiles.sql": ("SELECT 3", "SELECT 3"),
     "workspaces.shop.profiles.id": ("key", "key"),
@@ -263,6 +289,19 @@ SAMPLES = {
     "workspaces.shop.insider.base_cost": ("0", 0.0),
     "workspaces.shop.insider.event_type_cost": ("0.25", 0.25),
     "workspaces.shop.insider.user_base_factor": ("3", 3.0),
+    "workspaces.shop.mparticle.org": ("o", "o"),
+    "workspaces.shop.mparticle.account": ("a.b~c-_", "a.b~c-_"),
+    "workspaces.shop.mparticle.workspace": ("9", "9"),
+    "workspaces.shop.mparticle.mpid": ("id", "id"),
+    "workspaces.shop.mparticle.user_identities": ('{"customer_id": "id"}', {"customer_id": "id"}),
+    "workspaces.shop.mparticle.device_identities": ('{"unknown": ["id", "id"]}', {"unknown": ("id", "id")}),
+    "workspaces.shop.mparticle.immutable": ("", ()),
+    "workspaces.shop.mparticle.created": ("since", "since"),
+    "workspaces.shop.mparticle.opted_out": ("out", "out"),
+    "workspaces.shop.mparticle.limit_ad_tracking": ("limits", "limits"),
+    "workspaces.shop.mparticle.attribution": ("source", "source"),
+    "workspaces.shop.mparticle.values_as_text": ("false", False),
+    "workspaces.shop.mparticle.audience": ("https://api.example", "https://api.example"),
 }
 NO_KEY = "expected a variable that names a key, found none"
 UNSERVED = {"server.tls_certificate", "server.tls_key", "server.tls_client_ca"}
@@ -274,7 +313,7 @@ def test_every_key_of_the_reference_has_a_sample_here() -> None:
 
 @pytest.mark.parametrize("key", SAMPLES)
 def test_a_variable_overrides_its_key(key: str, write: Write, tmp_path: Path) -> None:
-    write(SHOP + EVENTS + INSIDER)
+    write(SHOP + EVENTS + "".join(table for name, table in DIALECTS.items() if f".{name}." in key))
     text, value = SAMPLES[key]
     variable = "EDGEPROFILE_" + key.upper().replace(".", "__")
     assert at(key)(load(environ={variable: text})) == (tmp_path / text if key == "data_dir" else value)
@@ -346,7 +385,7 @@ def test_a_wrong_variable_is_named(variable: str, value: str, line: str, write: 
 # What is refused
 
 NAME = "expected a name of up to 63 of a-z, 0-9, _ and -, which starts with a letter or digit"
-ONLY_DUCKDB = "expected duckdb://, as this version loads DuckDB and files only (export to Parquet or query from DuckDB)"
+SCHEMES = "expected a URL of duckdb://, postgresql://, postgres://, snowflake://, bigquery://, grpc:// or grpc+tls://"
 URL_FORMS = "expected duckdb:///FILE, duckdb:////ABSOLUTE/FILE or duckdb:// alone, found another form"
 DURATION = 'expected a duration such as "30s", "5m" or "1h30m"'
 SIZE = 'expected a size such as "512MB" or "2GiB"'
@@ -430,6 +469,26 @@ IDENTIFIER = "expected a column or a table of column, unique, normalize"
         (f"{SHOP}rejects_max = 1.5", "workspaces.shop.rejects_max: expected a number from 0 to 1, found 1.5"),
         (f"{SHOP}shrink_max = nan", "workspaces.shop.shrink_max: expected a number from 0 to 1, found NaN"),
         (f"{SHOP}keep = 0", "workspaces.shop.keep: expected an integer from 1 to 1024, found 0"),
+        *((f"{SHOP}{MPARTICLE}".replace(old, new), f"workspaces.shop.mparticle.{line}") for old, new, line in [
+            ('mpid = "id"', 'mpid = "x"', 'mpid: expected an identifier of the profiles (id), found "x"'),
+            ('org = "1"', 'org = "a/b"', 'org: expected a name without /, for paths, found "a/b"'),
+            ('org = "1"', 'org = "resolve"',
+             'org: expected another name than that in the path of resolve, found "resolve"'),
+            ('org = "1", ', "", "org: expected a name without /, for paths, found nothing"),
+            ("mpid", "audience = 'a b', mpid", 'audience: expected a URL, or a name without spaces, found "a b"'),
+            ("mpid", "user_identities = { a = 'x' }, mpid",
+             'user_identities.a: expected an identifier of the profiles (id), found "x"'),
+            ("mpid", "device_identities = { a = ['id', 'x'] }, mpid",
+             'device_identities.a.1: expected an identifier of the profiles (id), found "x"'),
+            ("mpid", "device_identities = { a = [] }, mpid",
+             "device_identities.a: expected a column or a list of columns, found []"),
+            ("mpid", "device_identities = { a = ['id', 3] }, mpid",
+             'device_identities.a: expected a column or a list of columns, found ["id", 3]'),
+            ("mpid", "immutable = ['a'], mpid",
+             'immutable: expected types of user_identities or device_identities, of one column each, found "a"'),
+            ("mpid", "user_identities = { a = ['id'] }, immutable = ['a'], mpid",
+             'immutable: expected types of user_identities or device_identities, of one column each, found "a"'),
+        ]),
         ("[a]\nb = @", "expected valid TOML, found a fault: Invalid value (at line 2, column 5)"),
         ("a = [1", "expected valid TOML, found a fault: Unclosed array (at end of document)"),
     ],
@@ -494,23 +553,20 @@ def test_a_folder_and_a_file_of_bytes_are_no_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "found"),
     [
-        (f'"postgresql://me:{SECRET}@db/shop"', f'{ONLY_DUCKDB}, found the scheme "postgresql"'),
-        (f'"snowflake://me:{SECRET}@acct"', f'{ONLY_DUCKDB}, found the scheme "snowflake"'),
-        (f'"bigquery://{SECRET}"', f'{ONLY_DUCKDB}, found the scheme "bigquery"'),
-        (f'"mysql://me:{SECRET}@db/shop"', f'{ONLY_DUCKDB}, found the scheme "mysql"'),
-        (f'"me:{SECRET}@db://shop"', f"{ONLY_DUCKDB}, found no scheme"),
-        (f'"{SECRET}"', f"{ONLY_DUCKDB}, found no scheme"),
+        (f'"mysql://me:{SECRET}@db/shop"', f'{SCHEMES}, found the scheme "mysql"'),
+        (f'"me:{SECRET}@db://shop"', f"{SCHEMES}, found no scheme"),
+        (f'"{SECRET}"', f"{SCHEMES}, found no scheme"),
         (f'"duckdb://{SECRET}"', URL_FORMS),
         ('"duckdb:///"', URL_FORMS),
         (f'"duckdb:///{SECRET}/"', URL_FORMS),
         (f'["{SECRET}"]', "expected a URL such as duckdb:///FILE, found a list"),
-        ('"${URL}"', f'{ONLY_DUCKDB}, found the scheme "postgresql"'),
+        ('"${URL}"', f'{SCHEMES}, found the scheme "mysql"'),
         (f'"duckdb:///{SECRET}/${{GONE}}"', "expected the environment variable GONE to be set, found it unset"),
     ],
 )
 def test_a_wrong_url_is_not_shown_beyond_its_scheme(value: str, found: str, write: Write) -> None:
     write(f"[workspaces.shop]\nsource.url = {value}\n{PROFILES}")
-    error = fault({"URL": f"postgresql://me:{SECRET}@db/shop"})
+    error = fault({"URL": f"mysql://me:{SECRET}@db/shop"})
     assert str(error) == f"edgeprofile.toml: workspaces.shop.source.url: {found}"
     assert SECRET not in f"{error.hint}{error.__cause__}"
 

@@ -37,6 +37,9 @@ class SharedMap:
     def give_back(self, cell: int, minute: int, cost: int) -> None:
         """Undoes what `take_window` took in that minute, unless another has begun."""
 
+    def used_percent(self, cell: int, policy: Policy, now_ns: int | None = None) -> int:
+        """How much of the tokens is gone, as `limiter.used_percent`; `now_ns` and IndexError as in `take`."""
+
     def add(self, index: int, n: int) -> None:
         """Adds to one of the 2,048 counters, modulo 2**64; IndexError if there is no such counter."""
 

@@ -44,7 +44,16 @@ The `detail` of an ApiError goes back to the caller who sent the value, and nowh
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+# Between the first quotation mark and the last may stand anything, even marks and line ends; a number may be a value.
+_VALUES = re.compile(r"""['"].*['"]|(?<![\w.])[-+]?\d[\w.+]*""", re.DOTALL)
+
+
+def without_values(text: str) -> str:
+    """What a warehouse says, without what it may have quoted of a row."""
+    return _VALUES.sub("…", text)
 
 
 class EdgeprofileError(Exception):

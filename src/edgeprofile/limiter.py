@@ -147,6 +147,20 @@ def give_back(cell: tuple[int, int], minute: int, cost: int) -> tuple[int, int]:
     return (minute, cell[1] - cost) if cell[0] == minute else cell
 
 
+def used_percent(cell: tuple[int, int], now_ns: int, policy: Policy) -> int:
+    """How much of a key's tokens is gone, in the bucket of which the most is: 0 when rested, 100 when none is left.
+
+    In whole per cent, rounded up, of spans that are rounded up to hundreds of units.
+    """
+    now = now_ns * UNITS_NS % WRAP
+    used = 0
+    for index, bucket in enumerate(policy.buckets):
+        ahead = (cell[index] - now) % WRAP
+        if ahead <= bucket.span + SKEW:
+            used = max(used, min(100, -(-ahead // -(-bucket.span // 100))))
+    return used
+
+
 def retry_after_s(wait_ns: int) -> int:
     """Whole seconds for Retry-After, at least 1, after which the request passes; ValueError for NEVER."""
     if wait_ns == NEVER:

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,11 +25,10 @@ from typing import Annotated, BinaryIO, Literal, NamedTuple, TypeVar
 import msgspec
 from msgspec import Meta
 
-from edgeprofile import snapshot
+from edgeprofile import locks, snapshot
 from edgeprofile.errors import (
     DiskFull,
     FormatUnsupported,
-    LoaderBusy,
     NoSnapshot,
     SnapshotDamaged,
     StoreError,
@@ -43,7 +40,6 @@ from edgeprofile.settings import Settings
 
 FORMAT = 1
 PARTS = "parts"
-LOCK = "replica.lock"
 # Small enough that little is sent twice and that few in memory at once take little of it.
 PART_BYTES = 16 * 1024 * 1024
 STREAMS = 4
@@ -116,8 +112,7 @@ def send(
     """
     began = time.monotonic()
     home = snapshot.home(settings.data_dir, name)
-    snapshot.current(home)  # without which there is no folder for a lock
-    with _on_disk("read"), _sending(home):
+    with _on_disk("read"), locks.sending(home):
         manifest = snapshot.current_manifest(home)
         if not force and _is_sent(store, name, manifest):
             return Copied("unchanged", manifest.name)
@@ -159,17 +154,6 @@ def _is_sent(store: Store, name: str, manifest: snapshot.Manifest) -> bool:
     with contextlib.suppress(NoSnapshot, SnapshotDamaged):
         return _pointer(store, name).snapshot == manifest.name
     return False
-
-
-@contextlib.contextmanager
-def _sending(home: Path) -> Iterator[None]:
-    """Makes this process the only one on this machine that sends the workspace."""
-    with (home / LOCK).open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LoaderBusy(f"workspace {home.name} is being sent by another process", hint="one is enough") from None
-        yield
 
 
 def _prune(store: Store, name: str, current: str, keep: int, at: snapshot.AtStep) -> None:
@@ -242,7 +226,7 @@ def _take(
     if len(listing.parts) != -(-manifest.file_bytes // listing.part_bytes):
         raise SnapshotDamaged(f"snapshot {pointer.snapshot}: its list in the store is damaged", hint=SEND_AGAIN)
     moved = moved_bytes = 0
-    with snapshot.loader_lock(home):
+    with locks.loading(home):
         if not force:
             _refuse_own(home)
         if not force and pointer.snapshot in snapshot.names(home) and _is_whole(home, manifest):
@@ -255,8 +239,7 @@ def _take(
                 progress("publish", 0, 0)
                 _publish(home, building, manifest, at)
             finally:
-                for leftover in building.parent.glob(snapshot.BUILDING + "*"):
-                    shutil.rmtree(leftover, ignore_errors=True)
+                snapshot.clear(home)
         with contextlib.suppress(OSError):
             snapshot.prune(home, settings.workspaces[name].keep)
     seconds = time.monotonic() - began

@@ -25,6 +25,7 @@ Port = Annotated[int, Meta(ge=1, le=65_535)]
 PortOrNone = Annotated[int, Meta(ge=0, le=65_535)]
 Count = Annotated[int, Meta(ge=0, le=1_024)]
 Kept = Annotated[int, Meta(ge=1, le=1_024)]
+Parallel = Annotated[int, Meta(ge=1, le=64)]
 Bytes = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Rate = Annotated[float, Meta(ge=0.001, le=1_000_000)]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
@@ -36,10 +37,13 @@ Folder = Annotated[Path, Meta(extra={"expected": "a path"})]
 Lower = Annotated[Literal["lower"], Meta(extra={"expected": '"lower"'})]
 Text = Annotated[str, Meta(min_length=1, extra={"expected": "text"})]
 Column = Annotated[str, Meta(min_length=1, extra={"expected": "a column"})]
+_COLUMNS = "a column or a list of columns"
+Columns = Annotated[Column | Annotated[tuple[Column, ...], Meta(min_length=1)], Meta(extra={"expected": _COLUMNS})]
 Sql = Annotated[str, Meta(min_length=1, extra={"expected": "SQL, or a path that ends in .sql"})]
 Url = Annotated[str, Meta(min_length=1, extra={"expected": "a URL such as duckdb:///FILE"})]
 Partner = Annotated[str, Meta(pattern=r"\A[a-z0-9._-]{1,64}\Z", extra={"expected": "a name in lower case"})]
 Segment = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._~-]{1,64}\Z", extra={"expected": "a name without /, for paths"})]
+Audience = Annotated[str, Meta(pattern=r"\A[!-~]{1,255}\Z", extra={"expected": "a URL, or a name without spaces"})]
 Header = Annotated[str, Meta(pattern=r"\A[\x20-\x7e]*\Z", extra={"expected": "text in printable ASCII"})]
 # So few digits that every duration fits the timers of the system.
 _DURATION = r"\A(?=.*[1-9])([0-9]{1,4}d)?([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?\Z"
@@ -52,8 +56,16 @@ Name = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9_-]{0,62}\Z", extra={"expe
 NotServed = Annotated[None, Meta(extra={"expected": "nothing, as TLS is not served yet (terminate it in a proxy)"})]
 
 
+# The warehouses, by the schemes of their URLs.
+SCHEMES = ("duckdb", "postgresql", "postgres", "snowflake", "bigquery", "grpc", "grpc+tls")
+
 # The vendors whose APIs a workspace may be served by, each where its table stands.
 DIALECTS = ("insider", "mparticle", "intilery")
+
+
+def _seconds(duration: str) -> float:
+    parts = re.findall(r"([0-9]+)([dhms])", duration)
+    return float(sum(int(digits) * DURATION_UNITS_S[unit] for digits, unit in parts))
 
 
 class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,10 +104,19 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Loader(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the loader may take of the machine. `threads` 0 is one a core, but at most one for 512 MiB of memory."""
+    """What the loader may take of the machine. `threads` 0 is one a core, but at most one for 512 MiB of memory.
+
+    A watcher has at most `parallel` refreshes run at once, each with all of this and for `timeout` at most.
+    """
 
     memory_limit: Size | None = None
     threads: Count = 0
+    parallel: Parallel = 2
+    timeout: Duration = "6h"
+
+    @property
+    def timeout_s(self) -> float:
+        return _seconds(self.timeout)
 
     @property
     def memory_limit_bytes(self) -> int:
@@ -110,9 +131,13 @@ class Loader(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Source(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The warehouse. After `load`, `url` has its variables filled in and its file is absolute."""
+    """The warehouse. After `load`, `url` has its variables filled in and its file is absolute.
+
+    `timeout` is for how long one that is not DuckDB may be silent.
+    """
 
     url: Url
+    timeout: Duration = "10m"
 
     def __repr__(self) -> str:
         return f"Source(url='{self.scheme}://…')"  # the rest may hold credentials, and reprs end up in logs
@@ -120,6 +145,10 @@ class Source(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def scheme(self) -> str:
         return self.url.partition("://")[0]
+
+    @property
+    def timeout_s(self) -> float:
+        return _seconds(self.timeout)
 
     @property
     def database(self) -> Path | None:
@@ -208,27 +237,40 @@ class MParticle(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     account: Segment
     workspace: Segment
     mpid: Column
-    user_identities: dict[Text, Column] = {}
-    device_identities: dict[Text, Column] = {}
+    user_identities: dict[Text, Columns] = {}
+    device_identities: dict[Text, Columns] = {}
     immutable: tuple[Text, ...] = ()
     created: Column | None = None
     opted_out: Column | None = None
     limit_ad_tracking: Column | None = None
     attribution: Column | None = None
     values_as_text: Switch = True
-    audience: Text = "https://api.mparticle.com"
+    audience: Audience = "https://api.mparticle.com"
 
     def __post_init__(self) -> None:
+        if self.org == "resolve":
+            raise Fault(("org",), "another name than that in the path of resolve", shown(self.org))
         known = {**self.user_identities, **self.device_identities}
         for kind in self.immutable:
-            if kind not in known:
-                raise Fault(("immutable",), "types of user_identities or device_identities", shown(kind))
+            if not isinstance(known.get(kind), str):
+                expected = "types of user_identities or device_identities, of one column each"
+                raise Fault(("immutable",), expected, shown(kind))
 
     @property
     def namespaces(self) -> dict[Key, str]:
         """The namespaces that it names, by the keys that do."""
-        identities = _values("user_identities", self.user_identities)
-        return {("mpid",): self.mpid} | identities | _values("device_identities", self.device_identities)
+        named: dict[Key, str] = {("mpid",): self.mpid}
+        for key in ("user_identities", "device_identities"):
+            for kind, columns in getattr(self, key).items():
+                one = isinstance(columns, str)
+                named |= {(key, kind): columns} if one else {(key, kind, at): each for at, each in enumerate(columns)}
+        return named
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns of the model that it names, by the keys that do."""
+        keys = ("created", "opted_out", "limit_ad_tracking", "attribution")
+        return {key: column for key in keys if (column := getattr(self, key)) is not None}
 
 
 class Intilery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -288,9 +330,14 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                     raise Fault((name, *key), expected, shown(namespace))
 
     @property
+    def dialect_columns(self) -> dict[str, str]:
+        """The columns that dialects want the model to have, by the keys that name them."""
+        table = self.mparticle
+        return {f"mparticle.{key}": column for key, column in table.columns.items()} if table else {}
+
+    @property
     def refresh_s(self) -> float:
-        parts = re.findall(r"([0-9]+)([dhms])", self.refresh)
-        return float(sum(int(digits) * DURATION_UNITS_S[unit] for digits, unit in parts))
+        return _seconds(self.refresh)
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -351,7 +398,8 @@ def _resolved(settings: Settings, file: Path, environ: Mapping[str, str]) -> Set
     workspaces = {}
     for name, workspace in settings.workspaces.items():
         key = ("workspaces", name)
-        source = Source(url=_url(workspace.source.url, (*key, "source", "url"), folder, environ))
+        url = _url(workspace.source.url, (*key, "source", "url"), folder, environ)
+        source = structs.replace(workspace.source, url=url)
         text = _text(workspace.profiles.sql, (*key, "profiles", "sql"), folder)
         profiles = structs.replace(workspace.profiles, text=text)
         events = workspace.events
@@ -370,9 +418,12 @@ def _url(url: str, key: Key, folder: Path, environ: Mapping[str, str]) -> str:
         raise Fault(key, f"the environment variable {error.args[0]} to be set", "it unset") from None
     parts = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", url, re.DOTALL)
     scheme, rest = parts.groups() if parts else ("", "")
-    if scheme.lower() != "duckdb":
-        expected = "duckdb://, as this version loads DuckDB and files only (export to Parquet or query from DuckDB)"
+    scheme = scheme.lower()
+    if scheme not in SCHEMES:
+        expected = f"a URL of {', '.join(f'{known}://' for known in SCHEMES[:-1])} or {SCHEMES[-1]}://"
         raise Fault(key, expected, f"the scheme {shown(scheme)}" if scheme else "no scheme")
+    if scheme != "duckdb":
+        return f"{scheme}://{rest}"
     if rest and (not rest.startswith("/") or rest.endswith("/")):
         raise Fault(key, "duckdb:///FILE, duckdb:////ABSOLUTE/FILE or duckdb:// alone", "another form")
     return f"duckdb:///{os.path.abspath(folder / rest[1:])}" if rest else "duckdb://"
