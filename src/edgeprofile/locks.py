@@ -1,5 +1,5 @@
-"""Who may change a workspace: its one loader, for as long as it loads, and its one watcher, which has it loaded; and who
-may send it to replicas.
+"""Who may change a workspace: its one loader, while it loads; its one watcher, which has it loaded; and who may
+send it to replicas.
 
 Each holds a lock of the kernel's on a file with its pid in it. The lock goes with its process, however that ends; the
 pid is for people.
