@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import hypothesis
 import partners
 import pytest
+from postgres import Postgres
 from service import DECLARED, Service
 
 # How long an example takes depends on the machine, and decides nothing.
@@ -109,6 +110,14 @@ def make_service(tmp_path: Path) -> Iterator[MakeService]:
     yield make
     for service in made:
         service.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A server for tests that leave it running; each has a database of its own."""
+    server = Postgres()
+    yield server
+    server.remove()
 
 
 @pytest.fixture(scope="session")

@@ -160,6 +160,26 @@ def test_a_duckdb_url_names_an_absolute_file_or_none(
     assert source.database == (Path(database.format(folder=tmp_path)) if database else None)
 
 
+@pytest.mark.parametrize(
+    ("url", "meant"),
+    [
+        (
+            "postgresql://me:${PASSWORD}@db:5433/shop?sslmode=require",
+            "postgresql://me:%40x@db:5433/shop?sslmode=require",
+        ),
+        ("Postgres:///shop?host=/run", "postgres:///shop?host=/run"),
+        ("snowflake://me:${PASSWORD}@acct/DB/SCHEMA?warehouse=W", "snowflake://me:%40x@acct/DB/SCHEMA?warehouse=W"),
+        ("bigquery://acme/shop?credentials=key.json", "bigquery://acme/shop?credentials=key.json"),
+        ("grpc+tls://me:${PASSWORD}@db:443", "grpc+tls://me:%40x@db:443"),
+    ],
+)
+def test_the_url_of_another_warehouse_stays_as_it_is_written(url: str, meant: str, write: Write) -> None:
+    write(f'[workspaces.shop]\nsource = {{ url = "{url}", timeout = "1m30s" }}\n{PROFILES}')
+    source = load(environ={"PASSWORD": "%40x"}).workspaces["shop"].source
+    assert (source.url, source.database, source.timeout_s) == (meant, None, 90.0)
+    assert repr(source) == f"Source(url='{source.scheme}://…')"
+
+
 def test_relative_paths_start_from_the_folder_of_the_settings_file(tmp_path: Path) -> None:
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf/model.sql").write_text("SELECT 2")
@@ -247,10 +267,13 @@ SAMPLES = {
     "limits.request_bytes_max": ("2", 2),
     "loader.memory_limit": ("2GiB", "2GiB"),
     "loader.threads": ("3", 3),
+    "loader.parallel": ("4", 4),
+    "loader.timeout": ("90m", "90m"),
     "workspaces.shop.refresh": ("1d", "1d"),
     "workspaces.shop.keep": ("9", 9),
     "workspaces.shop.rejects_max": ("1", 1.0),
     "workspaces.shop.shrink_max": ("0.25", 0.25),
+    "workspaces.shop.source.timeout": ("1h30m", "1h30m"),
     "workspaces.shop.source.url": ("duckdb:////srv/x", "duckdb:////srv/x"),
     "workspaces.shop.profiles.sql": ("SELECT 3", "SELECT 3"),
     "workspaces.shop.profiles.id": ("key", "key"),
@@ -362,7 +385,7 @@ def test_a_wrong_variable_is_named(variable: str, value: str, line: str, write: 
 # What is refused
 
 NAME = "expected a name of up to 63 of a-z, 0-9, _ and -, which starts with a letter or digit"
-ONLY_DUCKDB = "expected duckdb://, as this version loads DuckDB and files only (export to Parquet or query from DuckDB)"
+SCHEMES = "expected a URL of duckdb://, postgresql://, postgres://, snowflake://, bigquery://, grpc:// or grpc+tls://"
 URL_FORMS = "expected duckdb:///FILE, duckdb:////ABSOLUTE/FILE or duckdb:// alone, found another form"
 DURATION = 'expected a duration such as "30s", "5m" or "1h30m"'
 SIZE = 'expected a size such as "512MB" or "2GiB"'
@@ -533,23 +556,20 @@ def test_a_folder_and_a_file_of_bytes_are_no_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "found"),
     [
-        (f'"postgresql://me:{SECRET}@db/shop"', f'{ONLY_DUCKDB}, found the scheme "postgresql"'),
-        (f'"snowflake://me:{SECRET}@acct"', f'{ONLY_DUCKDB}, found the scheme "snowflake"'),
-        (f'"bigquery://{SECRET}"', f'{ONLY_DUCKDB}, found the scheme "bigquery"'),
-        (f'"mysql://me:{SECRET}@db/shop"', f'{ONLY_DUCKDB}, found the scheme "mysql"'),
-        (f'"me:{SECRET}@db://shop"', f"{ONLY_DUCKDB}, found no scheme"),
-        (f'"{SECRET}"', f"{ONLY_DUCKDB}, found no scheme"),
+        (f'"mysql://me:{SECRET}@db/shop"', f'{SCHEMES}, found the scheme "mysql"'),
+        (f'"me:{SECRET}@db://shop"', f"{SCHEMES}, found no scheme"),
+        (f'"{SECRET}"', f"{SCHEMES}, found no scheme"),
         (f'"duckdb://{SECRET}"', URL_FORMS),
         ('"duckdb:///"', URL_FORMS),
         (f'"duckdb:///{SECRET}/"', URL_FORMS),
         (f'["{SECRET}"]', "expected a URL such as duckdb:///FILE, found a list"),
-        ('"${URL}"', f'{ONLY_DUCKDB}, found the scheme "postgresql"'),
+        ('"${URL}"', f'{SCHEMES}, found the scheme "mysql"'),
         (f'"duckdb:///{SECRET}/${{GONE}}"', "expected the environment variable GONE to be set, found it unset"),
     ],
 )
 def test_a_wrong_url_is_not_shown_beyond_its_scheme(value: str, found: str, write: Write) -> None:
     write(f"[workspaces.shop]\nsource.url = {value}\n{PROFILES}")
-    error = fault({"URL": f"postgresql://me:{SECRET}@db/shop"})
+    error = fault({"URL": f"mysql://me:{SECRET}@db/shop"})
     assert str(error) == f"edgeprofile.toml: workspaces.shop.source.url: {found}"
     assert SECRET not in f"{error.hint}{error.__cause__}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime as dt
 import json
 import os
@@ -14,11 +15,11 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from edgeprofile import keys, reader, snapshot, status
+from edgeprofile import keys, locks, outcomes, reader, snapshot, status
 from edgeprofile.errors import EdgeprofileError, ModelError, UsageError
-from edgeprofile.settings import DURATION_UNITS_S, Server, Settings, load
+from edgeprofile.settings import DURATION_UNITS_S, FILE, Server, Settings, load
 
-NICENESS = 10
+DEFAULT_URL = "http://127.0.0.1:8000/v1/profiles"
 
 Arguments = argparse.Namespace
 
@@ -73,10 +74,40 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--dir", type=Path, default=Path("demo"), help="where to keep it (default: demo)")
     command.set_defaults(run=run_demo)
 
+    command = commands.add_parser("init", help="write a workspace's settings from a model of a dbt project")
+    command.add_argument(
+        "--dbt", type=Path, required=True, metavar="MANIFEST", help="the project's target/manifest.json"
+    )
+    command.add_argument("--select", required=True, metavar="MODEL", help="the model's name, or its unique_id")
+    command.add_argument("--workspace", metavar="W", help="what to call the workspace (default: as the model)")
+    command.add_argument(
+        "--output", type=Path, default=Path(FILE), metavar="FILE", help=f"where to; - prints it (default: {FILE})"
+    )
+    command.add_argument("--force", action="store_true", help="replace the file if there is one")
+    command.add_argument("--url", default=DEFAULT_URL, help=f"the service's, for the exposure (default: {DEFAULT_URL})")
+    command.set_defaults(run=run_init)
+
     command = commands.add_parser("load", parents=[common], help="run the model and publish what it gives")
     command.add_argument("--workspace", metavar="W", help="only this workspace (default: all)")
+    command.add_argument("--watch", action="store_true", help="do so by each workspace's cadence, until SIGTERM")
     command.add_argument("--force", action="store_true", help="publish even an empty, shrunk or unchanged result")
     command.set_defaults(run=run_load)
+
+    command = commands.add_parser(
+        "replicate", parents=[common], help="copy snapshots to other machines by way of an object store"
+    )
+    way = command.add_mutually_exclusive_group(required=True)
+    way.add_argument("--to", metavar="URL", help="send what is published here (s3://…, gs://…, az://…, file:///…)")
+    way.add_argument("--from", dest="source", metavar="URL", help="publish here what was sent there")
+    command.add_argument("--workspace", metavar="W", help="only this workspace (default: all)")
+    command.add_argument("--watch", action="store_true", help="do so again and again, until SIGTERM")
+    command.add_argument(
+        "--interval", default="30s", metavar="DURATION", help="how often to look, for --watch (default: 30s)"
+    )
+    command.add_argument(
+        "--force", action="store_true", help="copy what is there already, and over what was loaded here"
+    )
+    command.set_defaults(run=run_replicate)
 
     command = commands.add_parser("serve", parents=[common], help="serve until SIGTERM, then drain")
     command.set_defaults(run=run_serve)
@@ -176,24 +207,96 @@ def run_demo(arguments: Arguments) -> int:
     return failed or demo.serve_and_announce(settings, port, admin_port, demo.fresh_key(settings.data_dir))
 
 
+def run_init(arguments: Arguments) -> int:
+    from edgeprofile import dbt, starter
+
+    manifest = dbt.read_manifest(arguments.dbt)
+    made = dbt.describe(manifest, dbt.select(manifest, arguments.select), arguments.workspace)
+    text, exposure = starter.settings_text(made), starter.exposure_text(made, arguments.url)
+    if arguments.output == Path("-"):
+        print(text, end="")
+        print(exposure, end="", file=sys.stderr)
+        return 0
+    starter.write(arguments.output, text, force=arguments.force)
+    print(f"try it: edgeprofile config check --config {arguments.output}", file=sys.stderr)
+    print("for the dbt project's YAML, so that it knows who depends on the model:", file=sys.stderr)
+    print(exposure, end="")
+    return 0
+
+
 def run_load(arguments: Arguments) -> int:
+    if arguments.watch and arguments.force:
+        raise UsageError("--force is for one load that somebody looks at, not for --watch")
+    settings = _settings(arguments)
+    names = [arguments.workspace] if arguments.workspace else list(settings.workspaces)
+    if arguments.watch:
+        from edgeprofile.loader.watch import watch
+
+        watch(settings, names, status.say_refresh)
+        return 0
+    return _load_once(settings, names, force=arguments.force)
+
+
+def _load_once(settings: Settings, names: list[str], *, force: bool) -> int:
+    from edgeprofile.loader.process import be_gentle, interruptible
     from edgeprofile.loader.refresh import refresh
 
-    settings = _settings(arguments)
-    # Not by way of SIGINT, which a shell has its background processes ignore.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Lookups come first; the kernel derives the priority of reads and writes from this too.
-    os.nice(NICENESS)
+    be_gentle()
     worst = 0
-    for name in [arguments.workspace] if arguments.workspace else settings.workspaces:
+    for name in names:
         try:
-            with status.progress(sys.stderr) as progress:
-                outcome = refresh(settings, name, force=arguments.force, progress=progress)
-            print(status.outcome_line(name, outcome))
+            with interruptible() as at:
+                with status.progress(sys.stderr) as progress:
+                    outcome = refresh(settings, name, force=force, progress=progress, at=at)
+                print(status.outcome_line(name, outcome))
         except EdgeprofileError as error:
             complain(error, name)
             worst = max(worst, error.exit_status)
     return worst
+
+
+def run_replicate(arguments: Arguments) -> int:
+    from edgeprofile.loader.process import be_gentle, interruptible
+    from edgeprofile.objectstore import Store
+    from edgeprofile.replicas import Copied, fetch, send
+
+    if arguments.watch and arguments.force:
+        raise UsageError("--force is for one copy that somebody looks at, not for --watch")
+    settings, interval_s = _settings(arguments), _seconds("--interval", arguments.interval)
+    store = Store(arguments.to or arguments.source, make=arguments.to is not None)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    be_gentle()
+    said: dict[str, str] = {}
+
+    def copy(name: str) -> Copied:
+        with interruptible() as at, status.progress(sys.stderr) as progress:
+            if arguments.to:
+                return send(store, settings, name, force=arguments.force, progress=progress)
+            return fetch(store, settings, name, force=arguments.force, progress=progress, at=at)
+
+    def copy_all() -> int:
+        """Copies each workspace once. Of what goes on and on, --watch says only that it has begun."""
+        worst = 0
+        for name in [arguments.workspace] if arguments.workspace else settings.workspaces:
+            try:
+                copied = copy(name)
+                said.pop(name, None)
+                if copied.outcome != "unchanged" or not arguments.watch:
+                    print(copied.line(name), flush=True)
+            except EdgeprofileError as error:
+                worst = max(worst, error.exit_status)
+                if said.get(name) != str(error):
+                    complain(error, name)
+                said[name] = str(error)
+        return worst
+
+    if not arguments.watch:
+        return copy_all()
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            copy_all()
+            time.sleep(interval_s)
+    return 0
 
 
 def run_serve(arguments: Arguments) -> int:
@@ -205,7 +308,7 @@ def run_serve(arguments: Arguments) -> int:
 
 def run_status(arguments: Arguments) -> int:
     settings = _settings(arguments)
-    found = [status.of_workspace(settings.data_dir, name) for name in settings.workspaces]
+    found = [status.of_workspace(settings, name) for name in settings.workspaces]
     if arguments.json:
         print(json.dumps(found, indent=2))
     else:
@@ -231,12 +334,14 @@ def run_keys_create(arguments: Arguments) -> int:
 
 
 def _expiry(duration: str | None) -> int | None:
-    if duration is None:
-        return None
+    return None if duration is None else int(time.time()) + _seconds("--expires", duration)
+
+
+def _seconds(option: str, duration: str) -> int:
     parts = re.fullmatch(r"([1-9][0-9]{0,5})([dhms])", duration)
     if parts is None:
-        raise UsageError("--expires takes a duration such as 90d, 12h or 30m")
-    return int(time.time()) + int(parts[1]) * DURATION_UNITS_S[parts[2]]
+        raise UsageError(f"{option} takes a duration such as 90d, 12h or 30m")
+    return int(parts[1]) * DURATION_UNITS_S[parts[2]]
 
 
 def run_keys_list(arguments: Arguments) -> int:
@@ -287,11 +392,15 @@ def run_snapshots_verify(arguments: Arguments) -> int:
 
 def run_snapshots_rollback(arguments: Arguments) -> int:
     home = _home(_settings(arguments), arguments)
-    with snapshot.loader_lock(home):
+    attempt = outcomes.Attempt.begin()
+    with locks.loading(home):
         manifest = snapshot.rollback(home)
+        with contextlib.suppress(OSError):
+            outcomes.note(home, attempt.ended(outcomes.ROLLED_BACK, snapshot=manifest.name, profiles=manifest.profiles))
     when = dt.datetime.fromtimestamp(manifest.finished_at, dt.UTC)
     print(f"serving {manifest.name} again, {manifest.profiles} profiles as of {when:%Y-%m-%d %H:%M:%S} UTC")
-    print("the next load will publish what the model gives then: mend it first", file=sys.stderr)
+    print("the next edgeprofile load will publish what the model gives then: mend it first", file=sys.stderr)
+    print("load --watch leaves this workspace alone until that", file=sys.stderr)
     return 0
 
 

@@ -6,6 +6,7 @@ EdgeprofileError                  anything below; has a `hint` for whoever must 
 ├── KeyFileError                  a file of keys cannot be used             exit status 1
 ├── ModelError                    the model cannot be served as it stands   exit status 1
 ├── SourceError                   the warehouse did not answer the model    exit status 1
+├── ObjectStoreError              the store of replicas did not do its part exit status 1
 ├── RefreshRefused                a guard would not let a result go out     exit status 1
 ├── StoreError                    what is on disk cannot be used            exit status 1
 │   ├── NoSnapshot                nothing is published yet
@@ -43,7 +44,16 @@ The `detail` of an ApiError goes back to the caller who sent the value, and nowh
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+# Between the first quotation mark and the last may stand anything, even marks and line ends; a number may be a value.
+_VALUES = re.compile(r"""['"].*['"]|(?<![\w.])[-+]?\d[\w.+]*""", re.DOTALL)
+
+
+def without_values(text: str) -> str:
+    """What a warehouse says, without what it may have quoted of a row."""
+    return _VALUES.sub("…", text)
 
 
 class EdgeprofileError(Exception):
@@ -82,6 +92,10 @@ class ModelError(EdgeprofileError):
 
 class SourceError(EdgeprofileError):
     """The warehouse could not be reached, or refused or broke off the model."""
+
+
+class ObjectStoreError(EdgeprofileError):
+    """The object store by way of which snapshots are replicated could not be reached, or refused."""
 
 
 class RefreshRefused(EdgeprofileError):

@@ -25,6 +25,7 @@ Port = Annotated[int, Meta(ge=1, le=65_535)]
 PortOrNone = Annotated[int, Meta(ge=0, le=65_535)]
 Count = Annotated[int, Meta(ge=0, le=1_024)]
 Kept = Annotated[int, Meta(ge=1, le=1_024)]
+Parallel = Annotated[int, Meta(ge=1, le=64)]
 Bytes = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Rate = Annotated[float, Meta(ge=0.001, le=1_000_000)]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
@@ -52,8 +53,16 @@ Size = Annotated[str, Meta(pattern=_SIZE, extra={"expected": 'a size such as "51
 _NAME = "a name of up to 63 of a-z, 0-9, _ and -, which starts with a letter or digit"  # it names a folder too
 Name = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9_-]{0,62}\Z", extra={"expected": _NAME})]
 
+# The warehouses, by the schemes of their URLs.
+SCHEMES = ("duckdb", "postgresql", "postgres", "snowflake", "bigquery", "grpc", "grpc+tls")
+
 # The vendors whose APIs a workspace may be served by, each where its table stands.
 DIALECTS = ("insider", "mparticle", "intilery")
+
+
+def _seconds(duration: str) -> float:
+    parts = re.findall(r"([0-9]+)([dhms])", duration)
+    return float(sum(int(digits) * DURATION_UNITS_S[unit] for digits, unit in parts))
 
 
 class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,10 +110,19 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Loader(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the loader may take of the machine. `threads` 0 is one a core, but at most one for 512 MiB of memory."""
+    """What the loader may take of the machine. `threads` 0 is one a core, but at most one for 512 MiB of memory.
+
+    A watcher has at most `parallel` refreshes run at once, each with all of this and for `timeout` at most.
+    """
 
     memory_limit: Size | None = None
     threads: Count = 0
+    parallel: Parallel = 2
+    timeout: Duration = "6h"
+
+    @property
+    def timeout_s(self) -> float:
+        return _seconds(self.timeout)
 
     @property
     def memory_limit_bytes(self) -> int:
@@ -119,9 +137,13 @@ class Loader(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Source(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The warehouse. After `load`, `url` has its variables filled in and its file is absolute."""
+    """The warehouse. After `load`, `url` has its variables filled in and its file is absolute.
+
+    `timeout` is for how long one that is not DuckDB may be silent.
+    """
 
     url: Url
+    timeout: Duration = "10m"
 
     def __repr__(self) -> str:
         return f"Source(url='{self.scheme}://…')"  # the rest may hold credentials, and reprs end up in logs
@@ -129,6 +151,10 @@ class Source(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def scheme(self) -> str:
         return self.url.partition("://")[0]
+
+    @property
+    def timeout_s(self) -> float:
+        return _seconds(self.timeout)
 
     @property
     def database(self) -> Path | None:
@@ -317,8 +343,7 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def refresh_s(self) -> float:
-        parts = re.findall(r"([0-9]+)([dhms])", self.refresh)
-        return float(sum(int(digits) * DURATION_UNITS_S[unit] for digits, unit in parts))
+        return _seconds(self.refresh)
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -379,7 +404,8 @@ def _resolved(settings: Settings, file: Path, environ: Mapping[str, str]) -> Set
     workspaces = {}
     for name, workspace in settings.workspaces.items():
         key = ("workspaces", name)
-        source = Source(url=_url(workspace.source.url, (*key, "source", "url"), folder, environ))
+        url = _url(workspace.source.url, (*key, "source", "url"), folder, environ)
+        source = structs.replace(workspace.source, url=url)
         text = _text(workspace.profiles.sql, (*key, "profiles", "sql"), folder)
         profiles = structs.replace(workspace.profiles, text=text)
         events = workspace.events
@@ -398,9 +424,12 @@ def _url(url: str, key: Key, folder: Path, environ: Mapping[str, str]) -> str:
         raise Fault(key, f"the environment variable {error.args[0]} to be set", "it unset") from None
     parts = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", url, re.DOTALL)
     scheme, rest = parts.groups() if parts else ("", "")
-    if scheme.lower() != "duckdb":
-        expected = "duckdb://, as this version loads DuckDB and files only (export to Parquet or query from DuckDB)"
+    scheme = scheme.lower()
+    if scheme not in SCHEMES:
+        expected = f"a URL of {', '.join(f'{known}://' for known in SCHEMES[:-1])} or {SCHEMES[-1]}://"
         raise Fault(key, expected, f"the scheme {shown(scheme)}" if scheme else "no scheme")
+    if scheme != "duckdb":
+        return f"{scheme}://{rest}"
     if rest and (not rest.startswith("/") or rest.endswith("/")):
         raise Fault(key, "duckdb:///FILE, duckdb:////ABSOLUTE/FILE or duckdb:// alone", "another form")
     return f"duckdb:///{os.path.abspath(folder / rest[1:])}" if rest else "duckdb://"
