@@ -6,6 +6,7 @@ client would.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -325,8 +326,11 @@ class Service:
     def _children(self) -> list[int]:
         """The main process's, whichever of its threads has started them."""
         assert self._process is not None
-        children = Path(f"/proc/{self._process.pid}/task").glob("*/children")
-        return [int(pid) for thread in children for pid in thread.read_text().split()]
+        children: list[int] = []
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            for thread in Path(f"/proc/{self._process.pid}/task").glob("*/children"):
+                children += map(int, thread.read_text().split())
+        return children
 
     def worker_of(self, connection: Connection) -> int | None:
         """The pid of the worker that holds the other end of a connection, None where that is no worker (yet)."""

@@ -9,7 +9,7 @@ import signal
 import socket
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -207,40 +207,6 @@ def test_workers_that_die_again_and_again_end_the_server_with_status_1(served: S
     assert len(seen) <= 6
     assert "giving up" in served.log()
     until(lambda: not any(map(is_running, children)), "no process is left")
-
-
-# --- supervisors ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def listening(tmp_path: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
-        supervisor.bind(str(tmp_path / "notify"))
-        supervisor.settimeout(30)
-        yield supervisor
-
-
-def words(supervisor: socket.socket) -> Iterator[str]:
-    while True:
-        yield supervisor.recv(1_000).decode()
-
-
-def test_a_supervisor_is_told_of_the_start_the_life_and_the_end(
-    make_service: MakeService, listening: socket.socket
-) -> None:
-    service = make_service(workers=2)
-    told = words(listening)
-    address = str(listening.getsockname())
-    service.start(ready=503, env=os.environ | {"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "200000"})
-    assert {next(word for word in told if word != "WATCHDOG=1"), next(told)} == {"READY=1", "WATCHDOG=1"}
-    service.stop()
-    assert next(word for word in told if word != "WATCHDOG=1") == "STOPPING=1"
-
-
-def test_a_supervisor_that_is_gone_or_has_no_watchdog_is_none(make_service: MakeService, tmp_path: Path) -> None:
-    service = make_service()
-    environ = os.environ | {"NOTIFY_SOCKET": str(tmp_path / "gone"), "WATCHDOG_USEC": "1", "WATCHDOG_PID": "1"}
-    service.start(ready=503, env=environ)
 
 
 # --- what keeps it from starting -----------------------------------------------------------------------------------
