@@ -43,6 +43,7 @@ class Http2:
 
     def __init__(self, port: int, context: ssl.SSLContext) -> None:
         connection = socket.create_connection((HOST, port), ANSWER_SECONDS_MAX)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = context.wrap_socket(connection, server_hostname=HOST)
         assert self._socket.selected_alpn_protocol() == "h2"
         self._encoder, self._decoder = Encoder(), Decoder()

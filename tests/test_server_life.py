@@ -166,6 +166,16 @@ def test_who_only_keeps_a_connection_does_not_hold_up_the_end_at_all(make_servic
     silent.close()
 
 
+def test_a_client_that_went_without_a_word_is_looked_for(make_service: MakeService) -> None:
+    service = make_service()
+    service.start(ready=503)
+    with service.connect() as connection:
+        until(lambda: service.worker_of(connection), "the worker has it")
+        ours = f":{service.port:04X} 0100007F:{connection.port:04X} "
+        (line,) = [line for line in Path("/proc/net/tcp").read_text().splitlines() if ours in line]
+        assert line.split()[5].startswith("02:"), "the kernel's timer that asks whether a peer is there"
+
+
 # --- workers that die ----------------------------------------------------------------------------------------------
 
 
