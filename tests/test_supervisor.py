@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from service import until
+from test_server_life import has_stopped
 
 from edgeprofile import supervisor
 from edgeprofile.life import ENDING, RETIRING
@@ -183,7 +184,9 @@ def test_the_end_comes_in_the_middle_of_a_change_too(start: Callable[..., Main])
 def test_one_that_does_not_end_is_killed_and_the_end_is_a_good_one(start: Callable[..., Main]) -> None:
     main = start(2)
     until(lambda: len(main.pids("good")) == 2, "all are ready")
-    os.kill(main.pids("good")[0], signal.SIGSTOP)
+    stopped = main.pids("good")[0]
+    os.kill(stopped, signal.SIGSTOP)
+    until(lambda: has_stopped(stopped), "it does nothing any more")
     main.tell(signal.SIGTERM)
     assert main.status() == 0
     assert len(main.notes("end")) == 1

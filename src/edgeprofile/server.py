@@ -173,7 +173,7 @@ def _reread(old: Setup) -> Setup:
         identity = tls.read(settings)
         if settings.signs:
             signing.ensure(settings.data_dir)
-    except EdgeprofileError as error:
+    except (EdgeprofileError, OSError) as error:
         log.error("the settings stay as they were: %s", error)
         return old
     if settings == old.settings and _is_same(identity, old.identity):
@@ -219,7 +219,7 @@ def granian(settings: Settings, identity: tls.Identity | None = None) -> Any:
     """Granian with the options of these settings; what it serves is said to its `serve`."""
     server: Any = Granian(
         "edgeprofile",
-        address=address_of(settings.server.host),
+        address=settings.server.host,
         port=settings.server.port,
         interface=Interfaces.ASGI,
         workers=settings.server.workers or os.cpu_count() or 1,

@@ -133,7 +133,7 @@ class Supervisor:
         self._reload = reload
         self._renew = renew
         self._status: int | None = None  # of the service's end, once that has begun
-        self._hurry_until = 0.0
+        self._delayed_until = 0.0
         self._renew_at = self._replace_at = self._alive_at = time.monotonic()
         self._is_ready = False
         self._had_terminal = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and has_terminal()
@@ -167,7 +167,7 @@ class Supervisor:
             if self._status is None:
                 # Whoever sends another than SIGTERM sits before it: no load balancer has to be told.
                 self._end(now, 0, server.ready_delay_seconds if number == signal.SIGTERM else 0)
-            elif now < self._hurry_until:
+            elif now < self._delayed_until:
                 self._end(now, self._status, 0)
         elif number == signal.SIGHUP and self._status is None:
             self._want(self._reload(self._wanted), now)
@@ -178,7 +178,7 @@ class Supervisor:
 
     def _end(self, now: float, status: int, delay_s: float) -> None:
         self._status = status
-        self._hurry_until = now + delay_s
+        self._delayed_until = now + delay_s
         notify.tell(notify.STOPPING)
         kill_s = delay_s + self._wanted.settings.server.drain_seconds
         for worker in self._workers():
@@ -198,7 +198,7 @@ class Supervisor:
                 self._renew_at = now + TICK_S
                 self._want(self._renew(self._wanted), now)
             self._replace_next(now)
-        elif now >= self._hurry_until:
+        elif now >= self._delayed_until:
             # Who connects from now on is refused at once, by the last worker that does not listen any more.
             for slot in self._slots:
                 slot.listener.close()
@@ -206,15 +206,18 @@ class Supervisor:
 
     def _start(self, slot: Slot, setup: Setup) -> Worker | None:
         slot.start_at = time.monotonic() + TICK_S  # the next time, where it fails
-        pulse, beats = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         try:
-            return Worker(setup, self._launch(setup, slot.number, beats), pulse)
+            pulse, beats = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                return Worker(setup, self._launch(setup, slot.number, beats), pulse)
+            except OSError:
+                os.close(pulse)
+                raise
+            finally:
+                os.close(beats)
         except OSError as error:
-            os.close(pulse)
             log.error("no worker can be started: %s", error.strerror)
             return None
-        finally:
-            os.close(beats)
 
     def _want(self, setup: Setup, now: float) -> None:
         if setup is not self._wanted:
@@ -240,7 +243,7 @@ class Supervisor:
 
     def _count_death(self, slot: Slot, dead: Worker, now: float) -> None:
         log.error("worker %d ended with status %s and is replaced", dead.process.pid, dead.process.exitcode)
-        slot.short_lives = slot.short_lives + 1 if now - dead.started_at < SHORT_LIFE_S else 1
+        slot.short_lives = slot.short_lives + 1 if now - dead.started_at < SHORT_LIFE_S else 0
         if slot.short_lives >= SHORT_LIVES_MAX:
             log.error("workers end as soon as they are started: giving up")
             self._end(now, 1, self._wanted.settings.server.ready_delay_seconds)
