@@ -30,6 +30,7 @@ SOURCE = 'source.url = "duckdb://"'
 PROFILES = 'profiles = { sql = "SELECT 1 AS id", id = "id" }'
 SHOP = f"[workspaces.shop]\n{SOURCE}\n{PROFILES}\n"
 EVENTS = 'events = { sql = "FROM events", profile = "id", name = "name", time = "at" }\n'
+BATCH = 'batch = { project = "project_1" }\n'
 SECRET = "hunter2"
 
 Write = Callable[[str], None]
@@ -254,6 +255,9 @@ SAMPLES = {
     "workspaces.shop.events.name": ("what", "what"),
     "workspaces.shop.events.time": ("when", "when"),
     "workspaces.shop.events.id": ("number", "number"),
+    "workspaces.shop.batch.project": ("project_2", "project_2"),
+    "workspaces.shop.batch.custom_id": ("id", "id"),
+    "workspaces.shop.batch.request_bytes_max": ("1024", 1024),
 }
 NO_KEY = "expected a variable that names a key, found none"
 UNSERVED = {"server.tls_certificate", "server.tls_key", "server.tls_client_ca"}
@@ -265,7 +269,7 @@ def test_every_key_of_the_reference_has_a_sample_here() -> None:
 
 @pytest.mark.parametrize("key", SAMPLES)
 def test_a_variable_overrides_its_key(key: str, write: Write, tmp_path: Path) -> None:
-    write(SHOP + EVENTS)
+    write(SHOP + EVENTS + BATCH)
     text, value = SAMPLES[key]
     variable = "EDGEPROFILE_" + key.upper().replace(".", "__")
     assert at(key)(load(environ={variable: text})) == (tmp_path / text if key == "data_dir" else value)
@@ -414,6 +418,13 @@ IDENTIFIER = "expected a column or a table of column, unique, normalize"
         (profiles("id = 'a'\naudiences = ['b', 'b']"),
          "workspaces.shop.profiles.audiences: expected every column to be declared once, "
          'found "b", which audiences has already'),
+        (f"{SHOP}batch = {{}}", "workspaces.shop.batch.project: expected a project's key, project_…, found nothing"),
+        (f"{SHOP}batch.project = 'shop'",
+         'workspaces.shop.batch.project: expected a project\'s key, project_…, found "shop"'),
+        (f"{SHOP}batch = {{ project = 'project_1', custom_id = 'crm' }}",
+         'workspaces.shop.batch.custom_id: expected an identifier of the profiles (id), found "crm"'),
+        (f"{SHOP}batch = {{ project = 'project_1', request_bytes_max = 50331649 }}",
+         "workspaces.shop.batch.request_bytes_max: expected an integer from 1 to 50331648, found 50331649"),
         (f"{SHOP}refresh = '5 minutes'", f'workspaces.shop.refresh: {DURATION}, found "5 minutes"'),
         (f"{SHOP}refresh = '0s'", f'workspaces.shop.refresh: {DURATION}, found "0s"'),
         (f"{SHOP}refresh = ''", f'workspaces.shop.refresh: {DURATION}, found ""'),
@@ -438,7 +449,7 @@ def test_there_are_as_many_workspaces_as_counters_for_them(write: Write) -> None
     assert str(fault()) == "edgeprofile.toml: workspaces: expected at most 1,000 workspaces, found 1,001"
 
 
-@pytest.mark.parametrize("table", ["insider", "mparticle", "intilery", "batch", "deleted", "full_refresh"])
+@pytest.mark.parametrize("table", ["insider", "mparticle", "intilery", "deleted", "full_refresh"])
 def test_what_this_version_lacks_is_an_unknown_key(table: str, write: Write) -> None:
     write(f"{SHOP}{table} = {{}}")
     error = fault()
