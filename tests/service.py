@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 import duckdb
 import msgspec
 
-from edgeprofile import keys, settings, snapshot
+from edgeprofile import keys, settings, snapshot, wire
 from edgeprofile.loader.refresh import refresh
 
 T = TypeVar("T")
@@ -244,6 +244,8 @@ class Service:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         # The admin listener first: until it has its name, it looks like a worker.
         until(lambda: not self.admin_port or self.admin(), "the admin listener is up")
+        if any(workspace.batch for workspace in self.settings.workspaces.values()):
+            until(lambda: self.gateway() and is_served(self.settings.data_dir / wire.GATEWAY), "the gateway is up")
         until(lambda: len(self.workers()) == self.workers_wanted and self._readiness() == ready, "the service is up")
         return self
 
@@ -287,12 +289,19 @@ class Service:
             return 0
 
     def workers(self) -> list[int]:
-        """The pids of the workers: those children that have the shared map mapped, but for the admin listener."""
-        return [pid for pid in self._children() if "shared.map" in mappings(pid) and not is_admin(pid)]
+        """The pids of the workers: those children that have the shared map mapped, and no name of their own."""
+        return [pid for pid in self._children() if "shared.map" in mappings(pid) and not own_name(pid)]
 
     def admin(self) -> int | None:
         """The pid of the admin listener; None while there is none."""
-        return next(filter(is_admin, self._children()), None)
+        return self._named("adm")
+
+    def gateway(self) -> int | None:
+        """The pid of the gateway; None while there is none."""
+        return self._named("gtw")
+
+    def _named(self, name: str) -> int | None:
+        return next((pid for pid in self._children() if own_name(pid) == name), None)
 
     def _children(self) -> list[int]:
         """The main process's, whichever of its threads has started them."""
@@ -347,11 +356,19 @@ def mappings(pid: int) -> str:
         return ""
 
 
-def is_admin(pid: int) -> bool:
+def own_name(pid: int) -> str:
+    """What a process that is kept beside the workers is called; nothing for all others."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text() == "edgeprofile-adm\n"
+        name = Path(f"/proc/{pid}/comm").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return ""
+    return name.removeprefix("edgeprofile-").strip() if name.startswith("edgeprofile-") else ""
+
+
+def is_served(path: Path) -> bool:
+    """Whether a process answers at a Unix socket."""
+    with socket.socket(socket.AF_UNIX) as connection, wire.address_of(path) as address:
+        return connection.connect_ex(address) == 0
 
 
 def pipelined(connection: Connection, content: bytes, times: int, at_once: int = 100) -> Iterable[Answer]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edgeprofile import limiter, snapshot
+from edgeprofile import limiter, snapshot, wire
 from edgeprofile._front import Front
 from edgeprofile._gate import Gate
 from edgeprofile._limiter import SharedMap
@@ -19,6 +19,9 @@ from edgeprofile._metrics import Recorder, clock_ns
 from edgeprofile._store import Workspace
 from edgeprofile._surface import Surface
 from edgeprofile.api import dialect, native
+from edgeprofile.api.batch import Batch
+from edgeprofile.api.dialect import Service
+from edgeprofile.api.erasure import Erasure
 from edgeprofile.api.problems import HANDLERS, problem
 from edgeprofile.errors import ApiError, MalformedBody, RateLimited
 from edgeprofile.metrics import Counter, limited_slot, slots
@@ -26,6 +29,8 @@ from edgeprofile.metrics import Surface as Counted
 from edgeprofile.settings import Settings
 from edgeprofile.watch import BodyWatcher, KeyWatcher, ParentWatcher, SnapshotWatcher, Watched, Watcher
 
+# Which requests an app is for, and the app.
+Part = tuple[Callable[[Scope], bool], ASGIApp]
 SHARED_MAP = "shared.map"
 # How long a watcher's thread may hold up a lookup that waits for the interpreter.
 SWITCH_INTERVAL_S = 0.0005
@@ -65,8 +70,14 @@ def build_app(settings: Settings) -> Front:
     def recorder(surface: Counted) -> Recorder:
         return Recorder(shared, *slots(surface))
 
+    service = Service(gate, shared, workspaces, settings.limits.response_bytes_max)
+    erasure = Erasure(service, settings.data_dir)
+    batches = {name: each.batch for name, each in settings.workspaces.items() if each.batch}
+    batch = Batch(service, batches, settings.data_dir / wire.GATEWAY)
+    parts: list[Part] = [(erasure.claims, _recorded(erasure, recorder(Counted.NATIVE)))]
+    parts += [(batch.claims, _recorded(batch, recorder(Counted.BATCH)))] if batches else []
     front = Front(
-        _recorded(app, recorder(Counted.OTHER)),
+        _parted(parts, _recorded(app, recorder(Counted.OTHER))),
         lookup,
         [Surface(lookup, recorder(Counted.NATIVE_BATCH), paths=(native.MANY_PATH,))],
         shared,
@@ -98,6 +109,17 @@ async def _watching(watchers: list[Watcher]) -> AsyncIterator[None]:
     yield
     for watcher in watchers:
         watcher.stop()
+
+
+def _parted(parts: list[Part], rest: ASGIApp) -> ASGIApp:
+    """The first of these apps that claims a request answers it, or else `rest`, which has the lifespan too."""
+
+    async def parted(scope: Scope, receive: Receive, send: Send) -> None:
+        is_request = scope["type"] == "http"
+        app = next((app for claims, app in parts if is_request and claims(scope)), rest)
+        await app(scope, receive, send)
+
+    return parted
 
 
 def _recorded(app: ASGIApp, recorder: Recorder) -> ASGIApp:

@@ -31,6 +31,7 @@ EdgeprofileError                  anything below; has a `hint` for whoever must 
     ├── AnswerTooLarge            413 answer_too_large
     ├── BodyTooLarge              413 body_too_large
     ├── UrlTooLong                414 url_too_long
+    ├── UnsupportedMediaType      415 unsupported_media_type
     ├── RateLimited               429 rate_limited
     ├── HeadersTooLarge           431 headers_too_large
     ├── InternalError             500 internal_error
@@ -273,6 +274,12 @@ class UrlTooLong(ApiError):
         super().__init__(f"Path and query together may have {bytes_max} bytes.")
 
 
+class UnsupportedMediaType(ApiError):
+    """The body is of a type or an encoding that the route does not read."""
+
+    status, code, title = 415, "unsupported_media_type", "Unsupported media type"
+
+
 class RateLimited(ApiError):
     """The key's buckets are empty; `retry_after_s` whole seconds from now one request will pass."""
 
@@ -318,6 +325,14 @@ class NotReady(ApiError):
 
 
 class LoaderUnavailable(ApiError):
-    """The loader, which writes, is not running."""
+    """The loader, which writes, is not running, or did not say that it wrote: the caller has to ask again."""
 
     status, code, title = 503, "loader_unavailable", "Loader unavailable"
+
+    def __init__(self, detail: str = "Nothing can be written right now.", retry_after_s: int = 5) -> None:
+        super().__init__(
+            f"{detail} Try again in {retry_after_s} s.",
+            members={"retry_after": retry_after_s},
+            headers=[(b"retry-after", b"%d" % retry_after_s)],
+        )
+        self.retry_after_s = retry_after_s

@@ -10,7 +10,7 @@ from edgeprofile._exchange import Exchange
 from edgeprofile._gate import Gate
 from edgeprofile._limiter import SharedMap
 from edgeprofile._store import Workspace
-from edgeprofile.errors import ApiError
+from edgeprofile.errors import ApiError, Unauthorized
 
 # Status, headers with their names in lower case and without the length, body.
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
@@ -40,6 +40,14 @@ class Service:
     shared: SharedMap
     workspaces: dict[str, Workspace]
     response_bytes_max: int
+
+
+def bearer(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """The token of a request's one Authorization header, for `Gate.grant_of`. Raises Unauthorized."""
+    sent = [value for name, value in headers if name == b"authorization"]
+    if len(sent) != 1 or sent[0][:7].lower() != b"bearer ":
+        raise Unauthorized()
+    return sent[0][7:]
 
 
 def lowered(value: bytes) -> bytes:
