@@ -193,11 +193,8 @@ class Unauthorized(ApiError):
 
     status, code, title = 401, "unauthorized", "Unauthorized"
 
-    def __init__(self) -> None:
-        super().__init__(
-            "A valid API key is required: Authorization: Bearer <key>.",
-            headers=[(b"www-authenticate", b"Bearer")],
-        )
+    def __init__(self, detail: str = "A valid API key is required: Authorization: Bearer <key>.") -> None:
+        super().__init__(detail, headers=[(b"www-authenticate", b"Bearer")])
 
 
 class Forbidden(ApiError):

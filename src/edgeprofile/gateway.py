@@ -7,7 +7,6 @@ handed to the loader of its workspace; only when that has it on disk is it ackno
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import os
 import signal
@@ -115,30 +114,31 @@ class Gateway:
         """Answers one request, or breaks off where its other end does."""
         self.requests += 1
         try:
-            answer = await self._answer(peer)
+            await peer.send({"v": wire.VERSION, **await self._outcome(peer)})
         except (Broken, TimeoutError):
-            return  # the caller has gone, before it had sent all
-        except Refusal as refusal:
-            answer = {"ok": False, "code": refusal.code, "message": str(refusal), "retry_after": refusal.retry_after_s}
-        except Exception as error:
-            log_fault(b"-", error)
-            answer = {"ok": False, "code": "SERVER_ERROR", "message": "The server's log has the reason."}
+            pass  # who asked has gone, or did not send all
         finally:
             self.requests -= 1
-        with contextlib.suppress(Broken):
-            await peer.send({"v": wire.VERSION, **answer})
 
-    async def _answer(self, peer: Peer) -> Message:
-        if self.requests > REQUESTS_MAX:
-            raise _busy()
+    async def _outcome(self, peer: Peer) -> Message:
+        """The answer, whatever happens. Raises Broken, TimeoutError."""
         body = bytearray()
         try:
+            if self.requests > REQUESTS_MAX:
+                raise _busy()
             async with asyncio.timeout(BODY_SECONDS_MAX):
                 request = await peer.receive_request()
                 await self._receive(peer, body)
             return {"ok": True, "body": await self._update(request, body)}
         except LoaderUnavailable as error:
-            raise Refusal("MAINTENANCE_ERROR", error.detail, error.retry_after_s) from None
+            return _refused(Refusal("MAINTENANCE_ERROR", error.detail, error.retry_after_s))
+        except Refusal as refusal:
+            return _refused(refusal)
+        except (Broken, TimeoutError):
+            raise
+        except Exception as error:
+            log_fault(b"-", error)
+            return _refused(Refusal("SERVER_ERROR", "The server's log has the reason."))
         finally:
             self._held_bytes -= len(body)
 
@@ -156,10 +156,10 @@ class Gateway:
         """The dialect's answer to a call. Raises Refusal, LoaderUnavailable, Broken."""
         workspace, kind = self._workspaces[request["workspace"]], KINDS[request["op"]]
         reading = Reading(workspace.rules, time.time_ns() // 1_000)
+        updates = _parse(body, request["gzip"], workspace.body_bytes_max, kind.updates_max)
         async with wire.connect(workspace.loader) as loader:
+            self._take_tokens(workspace, request, len(updates))
             async with self._turns:
-                updates = _parse(body, request["gzip"], workspace.body_bytes_max, kind.updates_max)
-                self._take_tokens(workspace, request, len(updates))
                 for number, update in enumerate(updates):
                     reading.take(number, update)
                     if number % TURN_UPDATES == TURN_UPDATES - 1:
@@ -177,6 +177,10 @@ class Gateway:
             self._shared.add(workspace.limited_counter, 1)
             wait_s = limiter.retry_after_s(wait_ns)
             raise Refusal("TOO_MANY_REQUESTS", f"So many updates fit the limit of this key in {wait_s} s.", wait_s)
+
+
+def _refused(refusal: Refusal) -> Message:
+    return {"ok": False, "code": refusal.code, "message": str(refusal), "retry_after": refusal.retry_after_s}
 
 
 def _busy() -> Refusal:
@@ -236,8 +240,8 @@ async def _write(loader: Peer, message: bytearray, reading: Reading) -> None:
         if answer.get("code") == "unavailable":
             raise LoaderUnavailable()
         raise RuntimeError("the loader refused a request")
-    for index, reason in answer["refused"]:
-        reading.note("update", reading.numbers[index], reason)
+    for index, reason, attribute in answer["refused"]:
+        reading.note("attribute" if attribute else "update", reading.numbers[index], reason, attribute)
 
 
 def _success(problems: list[Problem]) -> bytes:

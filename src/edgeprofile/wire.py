@@ -162,6 +162,8 @@ async def serve(path: Path, talk: Callable[[Peer], Awaitable[None]]) -> asyncio.
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await talk(Peer(reader, writer))
+        except asyncio.CancelledError:
+            pass  # the process ends; streams of Python 3.11 would log this as a fault
         finally:
             writer.close()
 

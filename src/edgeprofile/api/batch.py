@@ -30,6 +30,7 @@ from edgeprofile.errors import (
     MalformedBody,
     MethodNotAllowed,
     NoSuchRoute,
+    Unauthorized,
     UnsupportedMediaType,
 )
 from edgeprofile.settings import Batch as Table
@@ -180,8 +181,9 @@ async def _pieces(receive: Receive, bytes_max: int) -> AsyncIterator[bytes]:
 
 def _refused(error: ApiError) -> Response:
     """A problem as the dialect has it. A good key that may not do this is to it what a bad one is."""
-    code = MALFORMED_JSON if isinstance(error, MalformedBody) else CODES[401 if error.status == 403 else error.status]
-    response = _refusal(code, error.detail)
+    if isinstance(error, Forbidden):
+        error = Unauthorized(error.detail)
+    response = _refusal(MALFORMED_JSON if isinstance(error, MalformedBody) else CODES[error.status], error.detail)
     response.headers.update({name.decode(): value.decode() for name, value in error.headers})
     return response
 
