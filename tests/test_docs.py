@@ -83,7 +83,7 @@ def named_commands(page: str) -> set[str]:
     """The words that follow `edgeprofile` anywhere in a page; of alternatives behind a bar, each."""
     found = set()
     for text in re.findall(r"\bedgeprofile ([a-z][^\n`]*)", page.replace("\\|", "|")):
-        words = re.match(r"[a-z|]+(?: [a-z|]+)*", text)
+        words = re.match(r"[a-z|]+(?:[ -][a-z|]+)*", text)
         assert words is not None
         found |= {" ".join(choice) for choice in itertools.product(*(w.split("|") for w in words[0].split(" ")))}
     return found

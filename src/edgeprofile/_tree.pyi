@@ -15,3 +15,6 @@ class Tree:
 
     def get(self, name: bytes, key: bytes) -> bytes | None:
         """A copy of a key's value, or None. Raises SnapshotDamaged."""
+
+    def after(self, name: bytes, key: bytes) -> bytes | None:
+        """The first of a database's keys above this one (b"" is below all), or None. Raises SnapshotDamaged."""

@@ -18,16 +18,26 @@ from edgeprofile._lookup import Lookup
 from edgeprofile._metrics import Recorder, clock_ns
 from edgeprofile._store import Workspace
 from edgeprofile._surface import Surface
-from edgeprofile.api import dialect, native
+from edgeprofile.api import dialect, insider, mparticle, native
 from edgeprofile.api.batch import Batch
-from edgeprofile.api.dialect import Service
 from edgeprofile.api.erasure import Erasure
 from edgeprofile.api.problems import HANDLERS, problem
+from edgeprofile.api.tokens import PATH as TOKEN_PATH
+from edgeprofile.api.tokens import Tokens
 from edgeprofile.errors import ApiError, MalformedBody, RateLimited
 from edgeprofile.metrics import Counter, limited_slot, slots
 from edgeprofile.metrics import Surface as Counted
 from edgeprofile.settings import Settings
-from edgeprofile.watch import BodyWatcher, KeyWatcher, ParentWatcher, SnapshotWatcher, Watched, Watcher
+from edgeprofile.signing import SigningKeys
+from edgeprofile.watch import (
+    BodyWatcher,
+    KeyWatcher,
+    ParentWatcher,
+    SigningWatcher,
+    SnapshotWatcher,
+    Watched,
+    Watcher,
+)
 
 # Which requests an app is for, and the app.
 Part = tuple[Callable[[Scope], bool], ASGIApp]
@@ -70,7 +80,19 @@ def build_app(settings: Settings) -> Front:
     def recorder(surface: Counted) -> Recorder:
         return Recorder(shared, *slots(surface))
 
-    service = Service(gate, shared, workspaces, settings.limits.response_bytes_max)
+    signing = SigningKeys()
+    service = dialect.Service(gate, shared, workspaces, settings.limits.response_bytes_max, signing)
+    surfaces = [Surface(lookup, recorder(Counted.NATIVE_BATCH), paths=(native.MANY_PATH,))]
+    partners = {name: each.insider for name, each in settings.workspaces.items() if each.insider}
+    if partners:
+        handler = insider.InsiderApi(service, partners)
+        surfaces.append(Surface(handler, recorder(Counted.INSIDER), paths=(insider.PATH,)))
+    mparticles = {name: each.mparticle for name, each in settings.workspaces.items() if each.mparticle}
+    if mparticles:
+        tokens = Tokens(service, {name: table.audience for name, table in mparticles.items()})
+        profiles = mparticle.Dialect(service, mparticles)
+        surfaces.append(Surface(tokens, recorder(Counted.MPARTICLE), paths=(TOKEN_PATH,)))
+        surfaces.append(Surface(profiles, recorder(Counted.MPARTICLE), prefixes=(mparticle.PREFIX,)))
     erasure = Erasure(service, settings.data_dir)
     batches = {name: each.batch for name, each in settings.workspaces.items() if each.batch}
     batch = Batch(service, batches, settings.data_dir / wire.GATEWAY)
@@ -79,7 +101,7 @@ def build_app(settings: Settings) -> Front:
     front = Front(
         _parted(parts, _recorded(app, recorder(Counted.OTHER))),
         lookup,
-        [Surface(lookup, recorder(Counted.NATIVE_BATCH), paths=(native.MANY_PATH,))],
+        surfaces,
         shared,
         recorder=recorder(Counted.NATIVE),
         damaged_counter=Counter.RECORDS_DAMAGED,
@@ -87,6 +109,8 @@ def build_app(settings: Settings) -> Front:
         request_bytes_max=settings.limits.request_bytes_max,
     )
     watched = [keys, *snapshots, BodyWatcher(front), ParentWatcher()]
+    if settings.signs:
+        watched.append(SigningWatcher(settings.data_dir, signing))
     return front
 
 

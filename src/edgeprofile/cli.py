@@ -85,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="for programs")
     command.set_defaults(run=run_status)
 
-    _keys_parser(commands.add_parser("keys", help="create, list and revoke API keys"), common)
+    _keys_parser(commands.add_parser("keys", help="create, list and revoke API keys, rotate signing keys"), common)
     _snapshots_parser(commands.add_parser("snapshots", help="list, verify and roll back snapshots"), common)
     config = commands.add_parser("config", help="check the settings").add_subparsers(required=True, metavar="COMMAND")
     command = config.add_parser("check", parents=[common], help="read the settings, plan the model, name every problem")
@@ -121,6 +121,11 @@ def _keys_parser(command: argparse.ArgumentParser, common: argparse.ArgumentPars
     revoke.add_argument("public_id", metavar="PUBLIC_ID", help="the 12 characters behind sk_live_")
     revoke.add_argument("--workspace", metavar="W", help="only if the key is this workspace's")
     revoke.set_defaults(run=run_keys_revoke)
+    rotate = actions.add_parser(
+        "rotate-signing", parents=[common], help="sign access tokens by a new key; those that were given out stay good"
+    )
+    rotate.add_argument("--drop-old", action="store_true", help="end those at once: for a key that leaked")
+    rotate.set_defaults(run=run_keys_rotate_signing)
 
 
 def _snapshots_parser(command: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
@@ -248,6 +253,15 @@ def run_keys_revoke(arguments: Arguments) -> int:
     settings = _settings(arguments)
     key = keys.revoke(settings.data_dir, arguments.public_id, arguments.workspace)
     print(f"key {key.public_id} of workspace {key.workspace} is revoked")
+    return 0
+
+
+def run_keys_rotate_signing(arguments: Arguments) -> int:
+    # Imported here: of all commands, only this one and `serve` need cryptography.
+    from edgeprofile import signing
+
+    *old, new = signing.rotate(_settings(arguments).data_dir, drop_old=arguments.drop_old)
+    print(f"key {new.kid} signs from now on; {len(old)} older ones go on verifying what they signed")
     return 0
 
 

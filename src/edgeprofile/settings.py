@@ -38,10 +38,13 @@ Folder = Annotated[Path, Meta(extra={"expected": "a path"})]
 Lower = Annotated[Literal["lower"], Meta(extra={"expected": '"lower"'})]
 Text = Annotated[str, Meta(min_length=1, extra={"expected": "text"})]
 Column = Annotated[str, Meta(min_length=1, extra={"expected": "a column"})]
+_COLUMNS = "a column or a list of columns"
+Columns = Annotated[Column | Annotated[tuple[Column, ...], Meta(min_length=1)], Meta(extra={"expected": _COLUMNS})]
 Sql = Annotated[str, Meta(min_length=1, extra={"expected": "SQL, or a path that ends in .sql"})]
 Url = Annotated[str, Meta(min_length=1, extra={"expected": "a URL such as duckdb:///FILE"})]
 Partner = Annotated[str, Meta(pattern=r"\A[a-z0-9._-]{1,64}\Z", extra={"expected": "a name in lower case"})]
 Segment = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._~-]{1,64}\Z", extra={"expected": "a name without /, for paths"})]
+Audience = Annotated[str, Meta(pattern=r"\A[!-~]{1,255}\Z", extra={"expected": "a URL, or a name without spaces"})]
 Project = Annotated[
     str, Meta(pattern=r"\Aproject_[A-Za-z0-9]{1,64}\Z", extra={"expected": "a project's key, project_…"})
 ]
@@ -213,27 +216,38 @@ class MParticle(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     account: Segment
     workspace: Segment
     mpid: Column
-    user_identities: dict[Text, Column] = {}
-    device_identities: dict[Text, Column] = {}
+    user_identities: dict[Text, Columns] = {}
+    device_identities: dict[Text, Columns] = {}
     immutable: tuple[Text, ...] = ()
     created: Column | None = None
     opted_out: Column | None = None
     limit_ad_tracking: Column | None = None
     attribution: Column | None = None
     values_as_text: Switch = True
-    audience: Text = "https://api.mparticle.com"
+    audience: Audience = "https://api.mparticle.com"
 
     def __post_init__(self) -> None:
         known = {**self.user_identities, **self.device_identities}
         for kind in self.immutable:
-            if kind not in known:
-                raise Fault(("immutable",), "types of user_identities or device_identities", shown(kind))
+            if not isinstance(known.get(kind), str):
+                expected = "types of user_identities or device_identities, of one column each"
+                raise Fault(("immutable",), expected, shown(kind))
 
     @property
     def namespaces(self) -> dict[Key, str]:
         """The namespaces that it names, by the keys that do."""
-        identities = _values("user_identities", self.user_identities)
-        return {("mpid",): self.mpid} | identities | _values("device_identities", self.device_identities)
+        named: dict[Key, str] = {("mpid",): self.mpid}
+        for key in ("user_identities", "device_identities"):
+            for kind, columns in getattr(self, key).items():
+                one = isinstance(columns, str)
+                named |= {(key, kind): columns} if one else {(key, kind, at): each for at, each in enumerate(columns)}
+        return named
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns of the model that it names, by the keys that do."""
+        keys = ("created", "opted_out", "limit_ad_tracking", "attribution")
+        return {key: column for key in keys if (column := getattr(self, key)) is not None}
 
 
 class Intilery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -307,6 +321,13 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                     raise Fault((name, *key), expected, shown(namespace))
 
     @property
+    def dialect_columns(self) -> dict[str, str]:
+        """The columns that dialects want the model to have, by the keys that name them."""
+        return {
+            f"mparticle.{key}": column for key, column in (self.mparticle.columns if self.mparticle else {}).items()
+        }
+
+    @property
     def refresh_s(self) -> float:
         parts = re.findall(r"([0-9]+)([dhms])", self.refresh)
         return float(sum(int(digits) * DURATION_UNITS_S[unit] for digits, unit in parts))
@@ -329,6 +350,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         partners = [each.insider.partner for each in self.workspaces.values() if each.insider]
         if len(set(partners)) < len(partners):
             raise Fault(("workspaces",), "an insider.partner of its own for each", "one that two have")
+
+    @property
+    def signs(self) -> bool:
+        """Whether some workspace has a dialect that gives out what the server signed or sealed."""
+        return any(each.mparticle or each.intilery for each in self.workspaces.values())
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:

@@ -50,7 +50,7 @@ def _models(source: Source, workspace: Workspace, audience_ids: dict[str, int]) 
     events: tuple[str, EventsPlan] | None = None
     try:
         sql = source.statement(workspace.profiles.text)
-        profiles = sql, plan(workspace.profiles, source.describe(sql), audience_ids)
+        profiles = sql, plan(workspace.profiles, source.describe(sql), audience_ids, workspace.dialect_columns)
     except ModelError as error:
         problems += error.problems
     if workspace.events is not None:
