@@ -497,7 +497,7 @@ def test_what_this_version_lacks_is_an_unknown_key(table: str, write: Write) -> 
     write(f"{SHOP}{table} = {{}}")
     error = fault()
     assert str(error) == f'edgeprofile.toml: workspaces.shop.{table}: expected a known key, found "{table}"'
-    known = "refresh, keep, rejects_max, shrink_max, source, profiles, events, insider, mparticle, intilery"
+    known = "refresh, keep, rejects_max, shrink_max, source, profiles, events, insider, mparticle, intilery, batch"
     assert error.hint == f"Known here: {known}."
 
 
