@@ -26,6 +26,8 @@ from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
 
 from edgeprofile.errors import FormatUnsupported, SnapshotDamaged
 
+cdef str DAMAGE = "a page of the snapshot's file is damaged"
+
 cdef enum:
     VERSION = 1
 
@@ -80,7 +82,7 @@ cdef class Tree:
         cdef size_t value_bytes
         found = self.find(self.names.index(name), PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), &value, &value_bytes)
         if found == DAMAGED:
-            raise SnapshotDamaged("a page of the snapshot's file is damaged")
+            raise SnapshotDamaged(DAMAGE)
         return value[:value_bytes] if found == FOUND else None
 
     def after(self, bytes name, bytes key):
@@ -90,8 +92,20 @@ cdef class Tree:
             self.names.index(name), PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), &above, &above_bytes
         )
         if found == DAMAGED:
-            raise SnapshotDamaged("a page of the snapshot's file is damaged")
+            raise SnapshotDamaged(DAMAGE)
         return above[:above_bytes] if found == FOUND else None
+
+    def count(self, bytes name, entries):
+        cdef bytes key
+        cdef const char* value
+        cdef size_t value_bytes, present = 0
+        cdef int database = self.names.index(name), found
+        for key, _ in entries:
+            found = self.find(database, PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), &value, &value_bytes)
+            if found == DAMAGED:
+                raise SnapshotDamaged(DAMAGE)
+            present += found == FOUND
+        return present
 
     cdef int find(self, int database, const char* key, size_t key_bytes,
                   const char** value, size_t* value_bytes) noexcept nogil:

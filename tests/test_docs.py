@@ -175,8 +175,8 @@ def test_the_api_page_has_every_error_code_with_its_status() -> None:
 
 
 def test_the_operating_page_has_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
-    shop, shared = Workshop(tmp_path).model("SELECT 1 AS id"), SharedMap(tmp_path / "shared.map")
-    shop.load()
+    shop, shared = Workshop(tmp_path), SharedMap(tmp_path / "shared.map")
+    shop.model("SELECT unnest([1, NULL]) AS id", rejects_max=1).load()
     Recorder(shared, *slots(Surface.NATIVE)).record(200, 0)
     registry = CollectorRegistry()
     registry.register(Exposition(shop.settings(), shared, started_at=0, workers=1))

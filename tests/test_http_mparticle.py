@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from conftest import MakeService
 from hypothesis import given
 from hypothesis import strategies as st
 from service import Answer, Service, request
+from test_http_live import META, NOW_US, Living
 from workshop import Workshop
 
 from edgeprofile import settings
 from edgeprofile.api.mparticle import _milliseconds
+from edgeprofile.record import Field
 
 SAMPLES = (Path(__file__).parents[2] / "shared" / "seeds" / "002_794be953d745345a.txt").read_text(encoding="utf-8")
 FIELDS = ("device_identities", "user_identities", "user_attributes", "audience_memberships", "attribution")
@@ -25,6 +28,7 @@ ALL = "fields=" + ",".join(FIELDS)
 PLACE = "/userprofile/v1/10/20/30"
 RESOLVE = "/userprofile/v1/resolve/10/20/30"
 MARKY = "9080350317581165000"
+BOB = "/userprofile/v1/10/20/31/-1"
 
 # What the vendor's sample shows, under the sample's own names.
 SAMPLE = """
@@ -396,6 +400,37 @@ def test_resolving_takes_json_whatever_it_is_called(service: Service, kinds: str
     for content_type in ("text/plain", "application/x-www-form-urlencoded", "application/json; charset=utf-16", ""):
         target = f"/userprofile/v1/resolve/10/20/31?{ALL}"
         assert post(service, target, kinds, body, ("Content-Type", content_type)).status == 200
+
+
+def test_what_is_live_is_answered_with_the_fields_that_it_has(make_service: MakeService) -> None:
+    events = """
+    [workspaces.shop.events]
+    sql = "SELECT 'ann' AS id, 'seen' AS name, TIMESTAMP '2025-01-01' AS time"
+    profile = "id"
+    name = "name"
+    time = "time"
+    """
+    service = make_service({"shop": KINDS.replace("kinds", "shop") + events})
+    service.run_sql(KINDS_TABLE)
+    service.load()
+    living = Living(service)
+    service.start()
+    key, ann, bob = service.key(), f"/userprofile/v1/10/20/31/9007199254740993?{ALL}", f"{BOB}?{ALL}"
+    before = [service.get(target, key).json() for target in (ann, bob)]
+    fields = list(living.schema.fields)
+    fields.insert(living.schema.run_of("attributes")[1], Field("mood", "attributes", "JSON"))
+    schema = msgspec.structs.replace(living.schema, fields=tuple(fields))
+    living.writer.write({META: {b"generation:\0\0\0\1": msgspec.json.encode(schema)}})
+    living.put("ann", living.values("ann") | {"mood": b'"good"', "risk": b"true"}, 1, schema)
+    changed = resolved(service, key, "customer_id", "ann").json()
+    assert service.get(ann, key).json() == changed
+    assert changed["user_attributes"] == before[0]["user_attributes"] | {"mood": "good"}
+    assert [each["audience_name"] for each in changed["audience_memberships"]] == ["vip", "risk"]
+    assert changed["last_stored_timestamp_ms"] == NOW_US // 1_000
+    assert service.get(bob, key).json() == before[1]
+    living.remove("ann")
+    assert_refused(service.get(ann, key), 404, "profile_not_found")
+    living.writer.env.close()
 
 
 # --- errors --------------------------------------------------------------------------------------------------------

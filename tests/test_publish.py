@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 from workshop import WAIT_SECONDS_MAX, Workshop, body, environment, stop
 
-from edgeprofile import reader, snapshot
+from edgeprofile import locks, outcomes, reader, snapshot
 from edgeprofile.errors import LoaderBusy, NoSnapshot, StoreError
+from edgeprofile.loader.process import interruptible
 from edgeprofile.loader.refresh import refresh
 from edgeprofile.reader import Reader
 
@@ -137,6 +139,47 @@ def test_a_loader_killed_at_any_step_leaves_the_old_snapshot_or_the_new_one(
         assert shop.leftovers() == []
 
 
+@pytest.mark.parametrize("step", snapshot.STEPS)
+def test_a_loader_told_to_end_at_any_step_ends_in_good_order_and_one_that_is_nearly_done_is_done(
+    shop: Workshop, step: str
+) -> None:
+    shop.model(FIRST).load()
+    shop.model(SECOND)
+
+    def load() -> None:
+        with interruptible() as interrupted_at:
+
+            def at(reached: str) -> None:
+                interrupted_at(reached)
+                if reached == step:
+                    signal.raise_signal(signal.SIGTERM)
+                    signal.raise_signal(signal.SIGTERM)
+
+            refresh(shop.settings(), "shop", force=False, progress=lambda *_: None, at=at)
+
+    with pytest.raises(KeyboardInterrupt):
+        load()
+    is_done = snapshot.STEPS.index(step) >= snapshot.STEPS.index("verified")
+    assert served(shop) == ("second" if is_done else "first")
+    assert len(snapshot.names(shop.home)) == 1 + is_done
+    assert shop.leftovers() == []
+    assert outcomes.read(shop.home).last[-1].outcome == ("published" if is_done else "interrupted")
+
+
+def test_a_signal_is_an_interrupt_whatever_else_it_was_made_into() -> None:
+    def query() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("Query interrupted")
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        query()
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(RuntimeError, match="no signal"), interruptible():
+        raise RuntimeError("no signal")
+
+
 def test_what_a_killed_loader_left_is_cleared_even_when_nothing_is_published(shop: Workshop, kill_at: Kill) -> None:
     shop.model(FIRST).load()
     shop.model(SECOND)
@@ -196,7 +239,7 @@ def test_the_lock_of_a_dead_loader_locks_nobody_out(shop: Workshop) -> None:
         with pytest.raises(LoaderBusy):
             shop.load()
         stop(first, signal.SIGKILL)
-    assert (shop.home / snapshot.LOCK).read_text() == f"{first.pid}\n"
+    assert (shop.home / locks.LOADER).read_text() == f"{first.pid}\n"
     assert shop.load() == "published"
 
 

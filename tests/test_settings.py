@@ -244,6 +244,8 @@ SAMPLES = {
     "limits.request_bytes_max": ("2", 2),
     "loader.memory_limit": ("2GiB", "2GiB"),
     "loader.threads": ("3", 3),
+    "loader.parallel": ("4", 4),
+    "loader.timeout": ("90m", "90m"),
     "workspaces.shop.refresh": ("1d", "1d"),
     "workspaces.shop.keep": ("9", 9),
     "workspaces.shop.rejects_max": ("1", 1.0),
@@ -460,6 +462,8 @@ IDENTIFIER = "expected a column or a table of column, unique, normalize"
         *((f"{SHOP}{MPARTICLE}".replace(old, new), f"workspaces.shop.mparticle.{line}") for old, new, line in [
             ('mpid = "id"', 'mpid = "x"', 'mpid: expected an identifier of the profiles (id), found "x"'),
             ('org = "1"', 'org = "a/b"', 'org: expected a name without /, for paths, found "a/b"'),
+            ('org = "1"', 'org = "resolve"',
+             'org: expected another name than that in the path of resolve, found "resolve"'),
             ('org = "1", ', "", "org: expected a name without /, for paths, found nothing"),
             ("mpid", "audience = 'a b', mpid", 'audience: expected a URL, or a name without spaces, found "a b"'),
             ("mpid", "user_identities = { a = 'x' }, mpid",

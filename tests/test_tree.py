@@ -79,6 +79,7 @@ def assert_alike(path: Path, keys: set[bytes]) -> None:
                 assert {key: tree.get(name, key) for key in pairs} == pairs
                 beside = keys | {other for key in keys for other in near(key)}
                 assert [key for key in beside - pairs.keys() if tree.get(name, key) is not None] == []
+                assert tree.count(name, [(key, b"") for key in beside | pairs.keys()]) == len(pairs)
                 assert list(walk(tree, name)) == list(pairs)
                 assert {key: tree.after(name, key) for key in beside} == {key: above(cursor, key) for key in beside}
 
@@ -270,6 +271,8 @@ def test_pages_that_lead_to_themselves_are_damage_and_end(tmp_path: Path, depth:
             tree.get(PROFILES, key)
         with pytest.raises(SnapshotDamaged):
             tree.after(PROFILES, key)
+        with pytest.raises(SnapshotDamaged):
+            tree.count(PROFILES, [(key, b"")])
     assert tree.get(RECORDS, bytes(4)) is None
 
 

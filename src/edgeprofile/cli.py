@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime as dt
 import json
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from edgeprofile import keys, reader, snapshot, status
+from edgeprofile import keys, locks, outcomes, reader, snapshot, status
 from edgeprofile.errors import EdgeprofileError, ModelError, UsageError
 from edgeprofile.settings import DURATION_UNITS_S, Server, Settings, load
-
-NICENESS = 10
 
 Arguments = argparse.Namespace
 
@@ -75,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("load", parents=[common], help="run the model and publish what it gives")
     command.add_argument("--workspace", metavar="W", help="only this workspace (default: all)")
+    command.add_argument("--watch", action="store_true", help="do so by each workspace's cadence, until SIGTERM")
     command.add_argument("--force", action="store_true", help="publish even an empty, shrunk or unchanged result")
     command.set_defaults(run=run_load)
 
@@ -177,19 +176,30 @@ def run_demo(arguments: Arguments) -> int:
 
 
 def run_load(arguments: Arguments) -> int:
+    if arguments.watch and arguments.force:
+        raise UsageError("--force is for one load that somebody looks at, not for --watch")
+    settings = _settings(arguments)
+    names = [arguments.workspace] if arguments.workspace else list(settings.workspaces)
+    if arguments.watch:
+        from edgeprofile.loader.watch import watch
+
+        watch(settings, names, status.say_refresh)
+        return 0
+    return _load_once(settings, names, force=arguments.force)
+
+
+def _load_once(settings: Settings, names: list[str], *, force: bool) -> int:
+    from edgeprofile.loader.process import be_gentle, interruptible
     from edgeprofile.loader.refresh import refresh
 
-    settings = _settings(arguments)
-    # Not by way of SIGINT, which a shell has its background processes ignore.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Lookups come first; the kernel derives the priority of reads and writes from this too.
-    os.nice(NICENESS)
+    be_gentle()
     worst = 0
-    for name in [arguments.workspace] if arguments.workspace else settings.workspaces:
+    for name in names:
         try:
-            with status.progress(sys.stderr) as progress:
-                outcome = refresh(settings, name, force=arguments.force, progress=progress)
-            print(status.outcome_line(name, outcome))
+            with interruptible() as at:
+                with status.progress(sys.stderr) as progress:
+                    outcome = refresh(settings, name, force=force, progress=progress, at=at)
+                print(status.outcome_line(name, outcome))
         except EdgeprofileError as error:
             complain(error, name)
             worst = max(worst, error.exit_status)
@@ -205,7 +215,7 @@ def run_serve(arguments: Arguments) -> int:
 
 def run_status(arguments: Arguments) -> int:
     settings = _settings(arguments)
-    found = [status.of_workspace(settings.data_dir, name) for name in settings.workspaces]
+    found = [status.of_workspace(settings, name) for name in settings.workspaces]
     if arguments.json:
         print(json.dumps(found, indent=2))
     else:
@@ -287,11 +297,15 @@ def run_snapshots_verify(arguments: Arguments) -> int:
 
 def run_snapshots_rollback(arguments: Arguments) -> int:
     home = _home(_settings(arguments), arguments)
-    with snapshot.loader_lock(home):
+    attempt = outcomes.Attempt.begin()
+    with locks.loading(home):
         manifest = snapshot.rollback(home)
+        with contextlib.suppress(OSError):
+            outcomes.note(home, attempt.ended(outcomes.ROLLED_BACK, snapshot=manifest.name, profiles=manifest.profiles))
     when = dt.datetime.fromtimestamp(manifest.finished_at, dt.UTC)
     print(f"serving {manifest.name} again, {manifest.profiles} profiles as of {when:%Y-%m-%d %H:%M:%S} UTC")
-    print("the next load will publish what the model gives then: mend it first", file=sys.stderr)
+    print("the next edgeprofile load will publish what the model gives then: mend it first", file=sys.stderr)
+    print("load --watch leaves this workspace alone until that", file=sys.stderr)
     return 0
 
 

@@ -25,6 +25,7 @@ Port = Annotated[int, Meta(ge=1, le=65_535)]
 PortOrNone = Annotated[int, Meta(ge=0, le=65_535)]
 Count = Annotated[int, Meta(ge=0, le=1_024)]
 Kept = Annotated[int, Meta(ge=1, le=1_024)]
+Parallel = Annotated[int, Meta(ge=1, le=64)]
 Bytes = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 # What is left of a larger one when it has been read would not fit a frame between processes.
 UpdatesBytes = Annotated[int, Meta(ge=1, le=48 * 1024 * 1024)]
@@ -64,6 +65,11 @@ NotServed = Annotated[None, Meta(extra={"expected": "nothing, as TLS is not serv
 DIALECTS = ("insider", "mparticle", "intilery", "batch")
 
 
+def _seconds(duration: str) -> float:
+    parts = re.findall(r"([0-9]+)([dhms])", duration)
+    return float(sum(int(digits) * DURATION_UNITS_S[unit] for digits, unit in parts))
+
+
 class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where and how the workers listen. `workers` 0 is one a core; `admin_port` 0 is no admin listener."""
 
@@ -100,10 +106,19 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Loader(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the loader may take of the machine. `threads` 0 is one a core, but at most one for 512 MiB of memory."""
+    """What the loader may take of the machine. `threads` 0 is one a core, but at most one for 512 MiB of memory.
+
+    A watcher has at most `parallel` refreshes run at once, each with all of this and for `timeout` at most.
+    """
 
     memory_limit: Size | None = None
     threads: Count = 0
+    parallel: Parallel = 2
+    timeout: Duration = "6h"
+
+    @property
+    def timeout_s(self) -> float:
+        return _seconds(self.timeout)
 
     @property
     def memory_limit_bytes(self) -> int:
@@ -227,6 +242,8 @@ class MParticle(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     audience: Audience = "https://api.mparticle.com"
 
     def __post_init__(self) -> None:
+        if self.org == "resolve":
+            raise Fault(("org",), "another name than that in the path of resolve", shown(self.org))
         known = {**self.user_identities, **self.device_identities}
         for kind in self.immutable:
             if not isinstance(known.get(kind), str):
@@ -323,14 +340,12 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def dialect_columns(self) -> dict[str, str]:
         """The columns that dialects want the model to have, by the keys that name them."""
-        return {
-            f"mparticle.{key}": column for key, column in (self.mparticle.columns if self.mparticle else {}).items()
-        }
+        table = self.mparticle
+        return {f"mparticle.{key}": column for key, column in table.columns.items()} if table else {}
 
     @property
     def refresh_s(self) -> float:
-        parts = re.findall(r"([0-9]+)([dhms])", self.refresh)
-        return float(sum(int(digits) * DURATION_UNITS_S[unit] for digits, unit in parts))
+        return _seconds(self.refresh)
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -201,9 +201,9 @@ class SigningKeys:
     def seal(self, purpose: bytes, payload: bytes, now_s: float | None = None) -> str:
         """An opaque text in base64url that `unseal` gives back for the same purpose, here and in all other workers.
 
-        It is authenticated, and encrypted because it may hold an id and goes into URLs and logs: AES-256-GCM by a key
-        that is derived from the signing key. Of 4 billion texts, two have the same nonce with a chance of 1 in 8
-        billion.
+        The payload may have 3,000 bytes. It is authenticated, and encrypted because it may hold an id and goes into
+        URLs and logs: AES-256-GCM by a key that is derived from the signing key. Of 4 billion texts, two have the same
+        nonce with a chance of 1 in 8 billion.
         """
         nonce = secrets.token_bytes(NONCE_BYTES)
         sealed = self._signer(time.time() if now_s is None else now_s).aead.encrypt(nonce, payload, purpose)

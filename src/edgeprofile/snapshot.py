@@ -1,11 +1,12 @@
 """The files of a workspace: what each is called, and how a snapshot is published, found, pruned and rolled back.
 
     <home>/CURRENT                                       the name of the published snapshot, one line
-    <home>/loader.lock                                   held, with its pid in it, by the one loader
-    <home>/refresh.json                                  how the last refresh ended
+    <home>/loader.lock  watch.lock                       held by the one loader, and by the one watcher: see locks.py
+    <home>/refresh.json                                  how the last refreshes ended: see outcomes.py
     <home>/snapshots/<UTC time>-<short hash>/            a published snapshot, never changed:
         profiles.mdb  manifest.json  rejects.ndjson
     <home>/snapshots/.building-<pid>/                    one that is being built
+    <home>/.scratch/                                     what DuckDB spills meanwhile
 
 `home` is DATA/<workspace>. Readers need `CURRENT` and what it names, nothing else.
 """
@@ -14,13 +15,12 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -28,7 +28,6 @@ import msgspec
 from edgeprofile.errors import (
     EdgeprofileError,
     FormatUnsupported,
-    LoaderBusy,
     NoSnapshot,
     SnapshotDamaged,
     StoreError,
@@ -36,15 +35,14 @@ from edgeprofile.errors import (
 
 MANIFEST_FORMAT = 2
 CURRENT = "CURRENT"
-LOCK = "loader.lock"
 SNAPSHOTS = "snapshots"
 PROFILES = "profiles.mdb"
 LIVE = "live.mdb"
 SEQUENCE = "live.seq"
 MANIFEST = "manifest.json"
 REJECTS = "rejects.ndjson"
-REFRESH = "refresh.json"
 BUILDING = ".building-"
+SCRATCH = ".scratch"
 LOWEST_PRIORITY = 19
 NAME = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{8}")
 
@@ -73,7 +71,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What `manifest.json` says of a snapshot. Times are seconds since 1970; `sequence` orders snapshots.
 
     `content` is a hash of all that is served but the time of the refresh, `model` of what it was made by.
-    Without a model of events, `events_schema` is None; `histories` counts the profiles that have events.
+    `evicted` counts the profiles of the snapshot before that this one lacks; None where that one is damaged.
+    `forced` tells of one that no guard has looked at. Without a model of events, `events_schema` is None;
+    `histories` counts the profiles that have events.
     """
 
     format: int = MANIFEST_FORMAT
@@ -100,29 +100,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     event_bytes: int
     event_rows: int
     events_rejected: dict[str, int]
+    evicted: int | None = None
+    forced: bool = False
 
     @property
     def refused(self) -> int:
         """How many rows of either model cannot be served."""
         events = sum(count for reason, count in self.events_rejected.items() if reason not in WITHOUT_PROFILE)
         return sum(self.rejected.values()) + events
-
-
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How a refresh ended, kept in refresh.json. Times are seconds since 1970.
-
-    `outcome` is `published`, `unchanged`, or the reason why not: `model_error`, `source_error`, `too_many_rejects`,
-    `empty`, `shrunk`, `disk_full`, `store_error`, `interrupted`.
-    """
-
-    outcome: str
-    started_at: float
-    finished_at: float
-    message: str = ""
-    snapshot: str | None = None
-    profiles: int = 0
-    events: int = 0
-    rejected: int = 0
 
 
 def home(data_dir: Path, workspace: str) -> Path:
@@ -243,14 +228,6 @@ def check_hash(folder: Path, manifest: Manifest) -> None:
         raise SnapshotDamaged(f"snapshot {folder.name}: {PROFILES} does not match its SHA-256")
 
 
-def last_outcome(home: Path) -> Outcome | None:
-    """How the last refresh of a workspace ended; None where there was none."""
-    try:
-        return msgspec.json.decode((home / REFRESH).read_bytes(), type=Outcome)
-    except (OSError, msgspec.MsgspecError):
-        return None
-
-
 # --- writing: by the loader alone ----------------------------------------------------------------------------------
 
 
@@ -262,37 +239,19 @@ def make_folder(folder: Path) -> None:
         raise StoreError(f"{folder} cannot be used: {error.strerror}", hint="see the setting data_dir") from None
 
 
-@contextlib.contextmanager
-def loader_lock(home: Path) -> Iterator[None]:
-    """Makes this process the workspace's only loader. Raises LoaderBusy where there is one already.
-
-    The lock goes with its process, however that ends; the pid in the file is for people.
-    """
-    make_folder(home.parent)
-    make_folder(home)
-    with (home / LOCK).open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read(20).decode("ascii", "replace").strip() or "unknown"
-            raise LoaderBusy(
-                f"workspace {home.name} is being loaded by process {owner}", hint="wait for it, or stop it"
-            ) from None
-        file.truncate(0)
-        file.write(b"%d\n" % os.getpid())
-        file.flush()
-        yield
-
-
-def start_build(home: Path) -> Path:
-    """An empty folder to build in. Clears away what crashed builds left; call it with the lock held."""
-    snapshots = home / SNAPSHOTS
-    snapshots.mkdir(parents=True, exist_ok=True)
-    for leftover in snapshots.glob(BUILDING + "*"):
+def clear(home: Path) -> None:
+    """Clears away what crashed refreshes left; call it with the lock held."""
+    for leftover in (*(home / SNAPSHOTS).glob(BUILDING + "*"), home / SCRATCH):
         shutil.rmtree(leftover, ignore_errors=True)
     for leftover in home.glob("*.new"):
         leftover.unlink(missing_ok=True)
+
+
+def start_build(home: Path) -> Path:
+    """An empty folder to build in. Call it with the lock held."""
+    snapshots = home / SNAPSHOTS
+    snapshots.mkdir(parents=True, exist_ok=True)
+    clear(home)
     building = snapshots / f"{BUILDING}{os.getpid()}"
     building.mkdir()
     return building
@@ -328,16 +287,17 @@ def publish(
     write_synced(building / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
     sync(building)
     at("manifest_synced")
-    building.rename(folder(home, manifest.name))
-    at("renamed")
     try:
+        building.rename(folder(home, manifest.name))
+        at("renamed")
         sync(home / SNAPSHOTS)
         at("folder_synced")
         point_current(home, manifest.name, at)
     except BaseException:
         if _current_or_none(home) != manifest.name:
             # Nobody follows it, and on a full disk each further try would leave one more.
-            folder(home, manifest.name).rename(building)
+            with contextlib.suppress(FileNotFoundError):
+                folder(home, manifest.name).rename(building)
         raise
     return manifest
 
@@ -403,13 +363,6 @@ def rollback(home: Path) -> Manifest:
             point_current(home, candidate)
             return before
     raise damage or NoSnapshot(f"there is no snapshot before {name}")
-
-
-def note(home: Path, outcome: Outcome) -> None:
-    """Keeps how the last refresh ended."""
-    temporary = home / (REFRESH + ".new")
-    write_synced(temporary, msgspec.json.encode(outcome))
-    temporary.replace(home / REFRESH)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from edgeprofile import record, snapshot
 from edgeprofile._identifiers import IndexBatches
 from edgeprofile._record import Encoder
 from edgeprofile.loader.events import BuiltEvents, build_events
+from edgeprofile.loader.evictions import Kept
 from edgeprofile.loader.model import EventsPlan, Plan
 from edgeprofile.loader.rows import PROFILES, Hash, Progress, check_refused, encoded
 from edgeprofile.loader.source import Source
@@ -55,8 +56,17 @@ class Models(NamedTuple):
         return ".".join(plan.fingerprint for plan in (self.plan, self.events_plan) if plan is not None)
 
 
-def build(source: Source, models: Models, folder: Path, now_us: int, rejects_max: float, progress: Progress) -> Built:
+def build(
+    source: Source,
+    models: Models,
+    folder: Path,
+    now_us: int,
+    rejects_max: float,
+    progress: Progress,
+    kept: Kept,
+) -> Built:
     """Builds profiles.mdb and rejects.ndjson in `folder`. Rows without a time of update are given `now_us`.
+    `kept` is told of every profile.
 
     Raises RefreshRefused where more than the share `rejects_max` of the rows, or of the events, is refused.
     """
@@ -67,7 +77,7 @@ def build(source: Source, models: Models, folder: Path, now_us: int, rejects_max
     check_refused(source, folder, [PROFILES], rows, rejects_max)
     content = hashlib.sha256()
     with Writer(folder / snapshot.PROFILES) as writer:
-        profiles, record_bytes = _encode(source, plan, writer, rows, now_us, content, progress)
+        profiles, record_bytes = _encode(source, plan, writer, rows, now_us, content, progress, kept)
         rejected = check_refused(source, folder, [PROFILES], rows, rejects_max)
         identifiers = _index(source, plan, writer, progress)
         events = None
@@ -184,7 +194,7 @@ def _refuse_claimed_twice(source: Source, value: str) -> None:
 
 
 def _encode(
-    source: Source, plan: Plan, writer: Writer, rows: int, now_us: int, content: Hash, progress: Progress
+    source: Source, plan: Plan, writer: Writer, rows: int, now_us: int, content: Hash, progress: Progress, kept: Kept
 ) -> tuple[int, int]:
     """Writes the records; returns the number of profiles and the bytes of their records."""
     has_updated = plan.updated is not None
@@ -197,6 +207,7 @@ def _encode(
     profiles = record_bytes = 0
     for batch, done in encoded(source, PROFILES, columns, rows, encoder, lambda: writer.segments):
         writer.add_segment(batch.segment, batch.entries)
+        kept.add(batch.entries)
         content.update(batch.contents)
         profiles += len(batch.entries)
         record_bytes += len(batch.segment)
