@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edgeprofile import limiter, snapshot, wire
+from edgeprofile import limiter, snapshot
 from edgeprofile._front import Front
 from edgeprofile._gate import Gate
 from edgeprofile._limiter import SharedMap
@@ -95,7 +95,7 @@ def build_app(settings: Settings) -> Front:
         surfaces.append(Surface(profiles, recorder(Counted.MPARTICLE), prefixes=(mparticle.PREFIX,)))
     erasure = Erasure(service, settings.data_dir)
     batches = {name: each.batch for name, each in settings.workspaces.items() if each.batch}
-    batch = Batch(service, batches, settings.data_dir / wire.GATEWAY)
+    batch = Batch(service, batches, settings.data_dir)
     parts: list[Part] = [(erasure.claims, _recorded(erasure, recorder(Counted.NATIVE)))]
     parts += [(batch.claims, _recorded(batch, recorder(Counted.BATCH)))] if batches else []
     front = Front(

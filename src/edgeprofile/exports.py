@@ -97,6 +97,13 @@ def write(home: Path, export: Export) -> None:
     temporary.rename(path)
 
 
+def clear(home: Path, id: str) -> None:
+    """Removes what was needed while an export was written."""
+    for path in _files(home):
+        if path.name.startswith(f"{id}.") and path not in (file_of(home, id), path_of(home, id, "json")):
+            path.unlink(missing_ok=True)
+
+
 def prune(home: Path, now_s: float) -> None:
     """Removes the exports whose time is past, and what no export knows of."""
     kept = {export.id for export in listing(home) if not is_past(export, now_s)}

@@ -31,6 +31,7 @@ EVENT_AGE_US_MAX: Final = 24 * 3_600 * 1_000_000
 SKEW_US_MAX: Final = 60 * 1_000_000
 """How far a caller's clock may be off, to either side."""
 ID_BYTES_MAX: Final = 511
+VALUE_BYTES_MAX: Final = 32 * 1024
 PROBLEMS_MAX: Final = 10_000
 """How many problems one answer lists; the others are counted."""
 NAME_CHARS_SHOWN: Final = 100
@@ -141,7 +142,7 @@ class Reading:
                 elif isinstance(value, dict):
                     _read_changes(name, check, value, adds, removes)
                 else:
-                    sets[name] = encode(check(value))
+                    sets[name] = _json(check(value))
             except Fault as fault:
                 self.note("attribute", number, str(fault), typed)
         return sets, adds, removes
@@ -166,7 +167,7 @@ class Reading:
                     if param in params:
                         raise Fault(f"{param} stands twice in this event")
                     if value is not None:
-                        params[param] = encode(check(value))
+                        params[param] = _json(check(value))
                 except Fault as fault:
                     self.note("event", number, f"events[{at}]: {fault}", typed)
             taken.append((None, name, time_us, params))
@@ -220,6 +221,13 @@ def _object_at(holder: dict[str, Any], key: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise Fault(f"{key} is an object")
     return found
+
+
+def _json(value: object) -> bytes:
+    content = encode(value)
+    if len(content) > VALUE_BYTES_MAX:
+        raise Fault(f"a value has at most {VALUE_BYTES_MAX} bytes of JSON")
+    return content
 
 
 def _read_changes(

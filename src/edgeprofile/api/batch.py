@@ -8,19 +8,23 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from edgeprofile import wire
+from edgeprofile import exports, snapshot, wire
 from edgeprofile._exchange import log_fault
 from edgeprofile._gate import Grant
 from edgeprofile.api.dialect import Service, bearer
 from edgeprofile.api.problems import request_id
+from edgeprofile.attributes import NATIVE
 from edgeprofile.errors import (
     ApiError,
     BodyTooLarge,
@@ -28,11 +32,14 @@ from edgeprofile.errors import (
     InternalError,
     LoaderUnavailable,
     MalformedBody,
+    MalformedQuery,
     MethodNotAllowed,
     NoSuchRoute,
     Unauthorized,
     UnsupportedMediaType,
 )
+from edgeprofile.exports import ATTRIBUTES_MAX, NAME_CHARS_MAX, Export
+from edgeprofile.record import timestamp_text
 from edgeprofile.settings import Batch as Table
 
 # With any version of theirs, or none. What begins so is theirs, whatever follows.
@@ -40,6 +47,14 @@ OURS = re.compile(rb"/2\.[0-9]+/|/profiles/|/exports/")
 VERSION = re.compile(rb"/2\.[0-9]+(?=/)")
 BODY_SECONDS_MAX = 60
 GATEWAY_SECONDS_MAX = 60
+LOADER_SECONDS_MAX = 30
+EXPORT_BYTES_MAX = 256 * 1024
+EXPORTS_RETRY_S = 600
+EXPORT_TYPE = "ATTRIBUTES"
+# An error quotes what it is about, which may be long.
+ERROR_CHARS_MAX = 300
+LIST = Meta(max_length=ATTRIBUTES_MAX)
+GZIP = "application/gzip"
 # The dialect's words, by status; of a status that has two, the other is said where it arises.
 CODES = {
     400: "MALFORMED_PARAMETER",
@@ -54,21 +69,44 @@ CODES = {
 }
 JSON = "application/json"
 MALFORMED_JSON = "MALFORMED_JSON_BODY"
-STATUSES = {code: status for status, code in CODES.items()} | {MALFORMED_JSON: 400}
+NO_EXPORT = "EXPORT_NOT_FOUND"
+STATUSES = {code: status for status, code in CODES.items()} | {MALFORMED_JSON: 400, NO_EXPORT: 404}
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-class Batch:
-    """The ASGI callable, for the workspaces that have a table of settings; `gateway` is the socket for updates."""
+class Wanted(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of an export."""
 
-    def __init__(self, service: Service, tables: dict[str, Table], gateway: Path) -> None:
+    export_type: Literal["ATTRIBUTES"]
+    attributes: Annotated[list[Annotated[str, Meta(min_length=1, max_length=NAME_CHARS_MAX)]], LIST] = []
+    identifiers: Annotated[list[Literal["custom_id"]], LIST] = []
+
+    def __post_init__(self) -> None:
+        if not self.attributes and not self.identifiers:
+            raise ValueError("An export has attributes, identifiers, or both")
+        for name in self.attributes:
+            if name.startswith("$") and name not in NATIVE:
+                raise ValueError(f"There is no native attribute of that name; there are {', '.join(NATIVE)}")
+
+
+_wanted = msgspec.json.Decoder(Wanted)
+
+
+class Batch:
+    """The ASGI callable, for the workspaces that have a table of settings."""
+
+    def __init__(self, service: Service, tables: dict[str, Table], data_dir: Path) -> None:
         self._gate = service.gate
         self._tables = tables
-        self._gateway = gateway
+        self._data_dir = data_dir
+        self._gateway = data_dir / wire.GATEWAY
         self._routes: dict[bytes, tuple[str, Handler]] = {
             b"/profiles/update": ("POST", self._update),
             b"/profiles/mass-update": ("POST", self._mass_update),
+            b"/profiles/export": ("POST", self._export),
+            b"/exports/view": ("GET", self._view),
+            b"/exports/download": ("GET", self._download),
         }
 
     def claims(self, scope: Scope) -> bool:
@@ -144,6 +182,85 @@ class Batch:
         if answer["ok"]:
             return Response(answer["body"], 202, media_type=JSON)
         return _refusal(answer["code"], answer["message"], answer.get("retry_after", 0))
+
+    # --- exports ---------------------------------------------------------------------------------------------------
+
+    async def _export(self, request: Request) -> Response:
+        grant = self._reader(request)
+        if _is_gzip(request):
+            raise UnsupportedMediaType("The body of an export is sent as it is.")
+        body = b"".join([piece async for piece in _pieces(request.receive, EXPORT_BYTES_MAX)])
+        try:
+            wanted = _wanted.decode(body)
+        except msgspec.ValidationError as error:
+            return _refusal("MALFORMED_PARAMETER", f"{str(error)[:ERROR_CHARS_MAX]}.")
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise MalformedBody(f"The body is no JSON that can be read: {str(error)[:ERROR_CHARS_MAX]}.") from None
+        asked = {
+            "op": "export",
+            "attributes": wanted.attributes,
+            "identifiers": wanted.identifiers,
+            "namespace": self._tables[grant.workspace.name].custom_id,
+        }
+        answer = await wire.ask(self._home(grant) / wire.UPDATES, asked, LOADER_SECONDS_MAX)
+        if not answer["ok"]:
+            return _refusal("TOO_MANY_REQUESTS", answer["message"], EXPORTS_RETRY_S)
+        return Response(msgspec.json.encode({"id": answer["id"]}), 202, media_type=JSON)
+
+    async def _view(self, request: Request) -> Response:
+        _, export = self._asked_export(request)
+        if export is None:
+            return _refusal(NO_EXPORT, "There is no such export, or no more.")
+        version = VERSION.match(request.scope["raw_path"])
+        return Response(msgspec.json.encode(_shown(export, version[0].decode() if version else "")), media_type=JSON)
+
+    async def _download(self, request: Request) -> Response:
+        home, export = self._asked_export(request)
+        if export is None or export.status != "SUCCESS":
+            why = f": its status is {export.status}" if export else ", or no more"
+            return _refusal(NO_EXPORT, f"There is no file of such an export{why}.")
+        return FileResponse(exports.file_of(home, export.id), media_type=GZIP, filename=f"{export.id}.ndjson.gz")
+
+    def _reader(self, request: Request) -> Grant:
+        grant = self._grant(request, writes=False)
+        self._gate.admit(grant, grant.meter, 1)
+        return grant
+
+    def _home(self, grant: Grant) -> Path:
+        return snapshot.home(self._data_dir, grant.workspace.name)
+
+    def _asked_export(self, request: Request) -> tuple[Path, Export | None]:
+        """The export that `id` names, itself or its file. Raises MalformedQuery where there is no one id."""
+        home = self._home(self._reader(request))
+        ids = request.query_params.getlist("id")
+        if len(ids) != 1:
+            raise MalformedQuery("id is given once.")
+        return home, exports.find(home, ids[0].replace("file_", "export_", 1), time.time())
+
+
+def _shown(export: Export, base: str) -> dict[str, object]:
+    """An export as the dialect shows it. Of its one file, the URL is relative to the server's."""
+    shown: dict[str, object] = {
+        "id": export.id,
+        "request_date": _moment(export.requested_at),
+        "scope": "PROFILE_ATTRIBUTES",
+        "status": export.status,
+        "request": {"export_type": EXPORT_TYPE, "attributes": export.attributes, "identifiers": export.identifiers},
+        "files": [],
+    }
+    if export.started_at is not None:
+        shown["start_date"] = _moment(export.started_at)
+    if export.finished_at is not None:
+        shown["completion_date"] = _moment(export.finished_at)
+    if export.status == "SUCCESS":
+        file = export.id.replace("export_", "file_", 1)
+        url = f"{base}/exports/download?id={file}"
+        shown["files"] = [{"id": file, "part": 1, "size": export.file_bytes, "url": url}]
+    return shown
+
+
+def _moment(at_s: float) -> str | None:
+    return timestamp_text(int(at_s), 1)
 
 
 def _is_gzip(request: Request) -> bool:
