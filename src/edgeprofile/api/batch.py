@@ -204,6 +204,8 @@ class Batch:
         }
         answer = await wire.ask(self._home(grant) / wire.UPDATES, asked, LOADER_SECONDS_MAX)
         if not answer["ok"]:
+            if answer["code"] != "refused":
+                raise InternalError()
             return _refusal("TOO_MANY_REQUESTS", answer["message"], EXPORTS_RETRY_S)
         return Response(msgspec.json.encode({"id": answer["id"]}), 202, media_type=JSON)
 
