@@ -242,7 +242,7 @@ def served(tmp_path: Path) -> dict[str, gateway.Served]:
 
 
 def head(**changes: Any) -> dict[str, Any]:
-    return {"v": 1, "op": "update", "workspace": "shop", "key": "k", "gzip": False} | changes
+    return {"v": 1, "op": "update", "id": b"1", "workspace": "shop", "key": "k", "gzip": False} | changes
 
 
 def test_more_at_once_than_the_gateway_takes_are_told_to_come_again(

@@ -48,16 +48,13 @@ class Kind(msgspec.Struct, frozen=True):
     """A kind of call: how many updates it may have, and how many a second a key may send in such."""
 
     updates_max: int
-    limits: limiter.Policy
-    policy: Policy
+    limit: Policy
 
 
-def _kind(updates_max: int, rate: float, depth: float) -> Kind:
-    limits = limiter.policy(rate, depth, 0)
-    return Kind(updates_max, limits, Policy(limits.pairs))
-
-
-KINDS = {"update": _kind(200, 300, 1_000), "mass-update": _kind(10_000, 10_000, 10_000)}
+KINDS = {
+    "update": Kind(200, Policy(limiter.policy(300, 1_000, 0).pairs)),
+    "mass-update": Kind(10_000, Policy(limiter.policy(10_000, 10_000, 0).pairs)),
+}
 
 
 class Refusal(Exception):
@@ -122,12 +119,13 @@ class Gateway:
 
     async def _outcome(self, peer: Peer) -> Message:
         """The answer, whatever happens. Raises Broken, TimeoutError."""
-        body = bytearray()
+        body, request_id = bytearray(), b"-"
         try:
             if self.requests > REQUESTS_MAX:
                 raise _busy()
             async with asyncio.timeout(BODY_SECONDS_MAX):
                 request = await peer.receive_request()
+                request_id = request["id"]
                 await self._receive(peer, body)
             return {"ok": True, "body": await self._update(request, body)}
         except LoaderUnavailable as error:
@@ -137,7 +135,7 @@ class Gateway:
         except (Broken, TimeoutError):
             raise
         except Exception as error:
-            log_fault(b"-", error)
+            log_fault(request_id, error)
             return _refused(Refusal("SERVER_ERROR", "The server's log has the reason."))
         finally:
             self._held_bytes -= len(body)
@@ -170,9 +168,8 @@ class Gateway:
         return _success(reading.problems())
 
     def _take_tokens(self, workspace: Served, request: Message, cost: int) -> None:
-        kind = KINDS[request["op"]]
         cell = self._shared.cell(f"{request['key']}:batch-{request['op']}".encode())
-        wait_ns = self._shared.take(cell, kind.policy, cost)
+        wait_ns = self._shared.take(cell, KINDS[request["op"]].limit, cost)
         if wait_ns:
             self._shared.add(workspace.limited_counter, 1)
             wait_s = limiter.retry_after_s(wait_ns)

@@ -115,7 +115,7 @@ class Batch:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        number = request_id(request)
+        number = scope["request_id"] = request_id(request)
         try:
             response = await self._answer(request)
         except ApiError as error:
@@ -160,6 +160,7 @@ class Batch:
         head = {
             "v": wire.VERSION,
             "op": kind,
+            "id": request.scope["request_id"],
             "workspace": grant.workspace.name,
             "key": grant.public_id.decode(),
             "gzip": _is_gzip(request),
@@ -175,6 +176,9 @@ class Batch:
                 # Asked again, because a key may be revoked while a body comes in.
                 self._grant(request, writes=True)
                 await gateway.send(b"")
+            except wire.Broken:
+                raise LoaderUnavailable() from None
+            try:
                 async with asyncio.timeout(GATEWAY_SECONDS_MAX):
                     answer = await gateway.receive_answer()
             except (wire.Broken, TimeoutError):
