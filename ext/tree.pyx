@@ -49,7 +49,7 @@ cdef struct Node:
 @cython.final
 @cython.auto_pickle(False)
 cdef class Tree:
-    """A file's five named databases."""
+    """A file's six named databases."""
 
     def __cinit__(self, path, size_t file_bytes, tuple names):
         cdef Database main

@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from edgeprofile import history, reader, settings, snapshot
+from edgeprofile.loader.following import follow
 from edgeprofile.loader.refresh import refresh
 from edgeprofile.record import Record
 
@@ -77,6 +79,10 @@ class Workshop:
         """Refreshes in this process; returns the outcome."""
         outcome = refresh(self.settings(), NAME, force=force, progress=progress or (lambda *_: None))
         return outcome.outcome
+
+    def roll_back(self) -> snapshot.Manifest:
+        """Makes the snapshot before the current one current."""
+        return snapshot.rollback(self.home, partial(follow, self.home))
 
     def settings(self) -> settings.Settings:
         return settings.load(self.folder / settings.FILE, {})

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -272,9 +273,11 @@ def run_snapshots_verify(arguments: Arguments) -> int:
 
 
 def run_snapshots_rollback(arguments: Arguments) -> int:
+    from edgeprofile.loader.following import follow
+
     home = _home(_settings(arguments), arguments)
     with snapshot.loader_lock(home):
-        manifest = snapshot.rollback(home)
+        manifest = snapshot.rollback(home, partial(follow, home))
     when = dt.datetime.fromtimestamp(manifest.finished_at, dt.UTC)
     print(f"serving {manifest.name} again, {manifest.profiles} profiles as of {when:%Y-%m-%d %H:%M:%S} UTC")
     print("the next load will publish what the model gives then: mend it first", file=sys.stderr)

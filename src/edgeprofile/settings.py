@@ -56,6 +56,11 @@ NotServed = Annotated[None, Meta(extra={"expected": "nothing, as TLS is not serv
 DIALECTS = ("insider", "mparticle", "intilery")
 
 
+def _seconds(duration: str) -> float:
+    parts = re.findall(r"([0-9]+)([dhms])", duration)
+    return float(sum(int(digits) * DURATION_UNITS_S[unit] for digits, unit in parts))
+
+
 class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where and how the workers listen. `workers` 0 is one a core; `admin_port` 0 is no admin listener."""
 
@@ -269,6 +274,7 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     refresh: Duration = "5m"
     keep: Kept = 2
+    erase_within: Duration = "24h"
     rejects_max: Share = 0.01
     shrink_max: Share = 0.5
     source: Source
@@ -289,8 +295,11 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def refresh_s(self) -> float:
-        parts = re.findall(r"([0-9]+)([dhms])", self.refresh)
-        return float(sum(int(digits) * DURATION_UNITS_S[unit] for digits, unit in parts))
+        return _seconds(self.refresh)
+
+    @property
+    def erase_within_s(self) -> float:
+        return _seconds(self.erase_within)
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

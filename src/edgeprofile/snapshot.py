@@ -3,8 +3,12 @@
     <home>/CURRENT                                       the name of the published snapshot, one line
     <home>/loader.lock                                   held, with its pid in it, by the one loader
     <home>/refresh.json                                  how the last refresh ended
+    <home>/updates.mdb  updates.mdb-lock                 what updates have said: see loader/overlay.py
+    <home>/updates.lock                                  held by who changes the overlay and the live layer together
+    <home>/updates.sock  updates.pid                     where updates are taken, by the process that has the lock
     <home>/snapshots/<UTC time>-<short hash>/            a published snapshot, never changed:
         profiles.mdb  manifest.json  rejects.ndjson
+        live.mdb  live.seq                               what changed since: see loader/live.py
     <home>/snapshots/.building-<pid>/                    one that is being built
 
 `home` is DATA/<workspace>. Readers need `CURRENT` and what it names, nothing else.
@@ -34,13 +38,16 @@ from edgeprofile.errors import (
     StoreError,
 )
 
-MANIFEST_FORMAT = 2
+MANIFEST_FORMAT = 3
 CURRENT = "CURRENT"
 LOCK = "loader.lock"
 SNAPSHOTS = "snapshots"
 PROFILES = "profiles.mdb"
 LIVE = "live.mdb"
 SEQUENCE = "live.seq"
+UPDATES = "updates.mdb"
+UPDATES_LOCK = "updates.lock"
+UPDATES_OWNER = "updates.pid"
 MANIFEST = "manifest.json"
 REJECTS = "rejects.ndjson"
 REFRESH = "refresh.json"
@@ -48,8 +55,10 @@ BUILDING = ".building-"
 LOWEST_PRIORITY = 19
 NAME = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{8}")
 
+# Why a row is left out of what was erased. Such rows are never listed.
+ERASED = "erased"
 # Why events are left out that might be served if the profiles were: no fault of the events' model.
-WITHOUT_PROFILE = ("refused_profile", "unknown_profile")
+WITHOUT_PROFILE = (ERASED, "refused_profile", "unknown_profile")
 
 # The crash points of `publish`, in order. After any of them the readers see the old snapshot or the new one, whole.
 STEPS = (
@@ -58,7 +67,9 @@ STEPS = (
     "synced",
     "hashed",
     "verified",
+    "live_made",
     "manifest_synced",
+    "caught_up",
     "renamed",
     "folder_synced",
     "current_written",
@@ -73,7 +84,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What `manifest.json` says of a snapshot. Times are seconds since 1970; `sequence` orders snapshots.
 
     `content` is a hash of all that is served but the time of the refresh, `model` of what it was made by.
-    Without a model of events, `events_schema` is None; `histories` counts the profiles that have events.
+    Without a model of events, `events_schema` is None, unless updates have brought some; `histories` counts the
+    profiles that have events. `updates` is the overlay's last change that is in it, of which `made` profiles are that
+    the model does not have.
     """
 
     format: int = MANIFEST_FORMAT
@@ -100,12 +113,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     event_bytes: int
     event_rows: int
     events_rejected: dict[str, int]
+    updates: int = 0
+    made: int = 0
 
     @property
     def refused(self) -> int:
         """How many rows of either model cannot be served."""
-        events = sum(count for reason, count in self.events_rejected.items() if reason not in WITHOUT_PROFILE)
-        return sum(self.rejected.values()) + events
+        return faults(self.rejected) + faults(self.events_rejected)
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,6 +137,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     profiles: int = 0
     events: int = 0
     rejected: int = 0
+
+
+def faults(rejected: dict[str, int]) -> int:
+    """How many rows of these, counted by reason, are a fault of the model's."""
+    return sum(count for reason, count in rejected.items() if reason not in WITHOUT_PROFILE)
 
 
 def home(data_dir: Path, workspace: str) -> Path:
@@ -264,24 +283,41 @@ def make_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def loader_lock(home: Path) -> Iterator[None]:
-    """Makes this process the workspace's only loader. Raises LoaderBusy where there is one already.
+    """Makes this process the workspace's only loader. Raises LoaderBusy where there is one already."""
+    with _owned(home, LOCK, "is being loaded", "wait for it, or stop it"):
+        yield
 
-    The lock goes with its process, however that ends; the pid in the file is for people.
-    """
+
+@contextlib.contextmanager
+def updates_owner(home: Path) -> Iterator[None]:
+    """Makes this process the one that takes the workspace's updates. Raises LoaderBusy where there is one already."""
+    with _owned(home, UPDATES_OWNER, "has its updates taken", "one process is enough: stop that one first"):
+        yield
+
+
+@contextlib.contextmanager
+def _owned(home: Path, name: str, done: str, hint: str) -> Iterator[None]:
+    """The lock goes with its process, however that ends; the pid in the file is for people."""
     make_folder(home.parent)
     make_folder(home)
-    with (home / LOCK).open("a+b") as file:
+    with (home / name).open("a+b") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             owner = file.read(20).decode("ascii", "replace").strip() or "unknown"
-            raise LoaderBusy(
-                f"workspace {home.name} is being loaded by process {owner}", hint="wait for it, or stop it"
-            ) from None
+            raise LoaderBusy(f"workspace {home.name} {done} by process {owner}", hint=hint) from None
         file.truncate(0)
         file.write(b"%d\n" % os.getpid())
         file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def updating(home: Path) -> Iterator[None]:
+    """Waits until nobody else changes what is live: the overlay and the current live layer together, or CURRENT."""
+    with (home / UPDATES_LOCK).open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -307,13 +343,16 @@ def publish(
     building: Path,
     manifest_of: Callable[[int, str], Manifest],
     verify: Callable[[Path, Manifest], None],
+    catch_up: Callable[[Path, Manifest], None],
     pages_bytes: int,
     at: AtStep = nothing,
 ) -> Manifest:
     """Makes a finished build in `building` the current snapshot, or raises and leaves the old one current.
 
     `pages_bytes` is how much of profiles.mdb is in use; `manifest_of(file_bytes, sha256)` says the rest of it,
-    `verify(folder, manifest)` raises where the file cannot be read back. `at` is called behind each of STEPS.
+    `verify(folder, manifest)` raises where the file cannot be read back; `catch_up(folder, manifest)` makes the live
+    layer, or brings it up to all updates so far, so that none that was acknowledged is ever lost from sight. `at` is
+    called behind each of STEPS.
     """
     profiles = building / PROFILES
     at("built")
@@ -325,21 +364,31 @@ def publish(
     at("hashed")
     verify(building, manifest)
     at("verified")
+    catch_up(building, manifest)
+    at("live_made")
     write_synced(building / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
     sync(building)
     at("manifest_synced")
-    building.rename(folder(home, manifest.name))
+    with updating(home):
+        # What came meanwhile: little, so that updates do not wait for long.
+        catch_up(building, manifest)
+        at("caught_up")
+        _make_current(home, building, manifest.name, at)
+    return manifest
+
+
+def _make_current(home: Path, building: Path, name: str, at: AtStep) -> None:
+    building.rename(folder(home, name))
     at("renamed")
     try:
         sync(home / SNAPSHOTS)
         at("folder_synced")
-        point_current(home, manifest.name, at)
+        point_current(home, name, at)
     except BaseException:
-        if _current_or_none(home) != manifest.name:
+        if _current_or_none(home) != name:
             # Nobody follows it, and on a full disk each further try would leave one more.
-            folder(home, manifest.name).rename(building)
+            folder(home, name).rename(building)
         raise
-    return manifest
 
 
 def _current_or_none(home: Path) -> str | None:
@@ -359,13 +408,14 @@ def point_current(home: Path, name: str, at: AtStep = nothing) -> None:
     at("current_synced")
 
 
-def prune(home: Path, keep: int) -> list[str]:
+def prune(home: Path, keep: int, erased_upto: int = 0) -> list[str]:
     """Removes all but the current snapshot and the `keep` newest others; returns the names of the removed.
 
+    Of the others, those go too that are older than the overlay's change `erased_upto`, and so may hold what it erased.
     Workers that still have one of them mapped keep it until they let go: unlinking does not take it from them.
     """
     now = read_manifest(folder(home, current(home)))
-    others = [m.name for m in manifests(home) if m.name != now.name]
+    others = [m.name for m in manifests(home) if m.name != now.name and m.updates >= erased_upto]
     others.sort(key=lambda name: name != now.previous)  # what a rollback goes to is the last to go
     kept = {now.name, *others[:keep]}
     removed = [n for n in names(home) if n not in kept]
@@ -377,8 +427,9 @@ def prune(home: Path, keep: int) -> list[str]:
     return removed
 
 
-def rollback(home: Path) -> Manifest:
-    """Makes the snapshot before the current one current, or the next older that is whole.
+def rollback(home: Path, catch_up: Callable[[Path, Manifest], None]) -> Manifest:
+    """Makes the snapshot before the current one current, or the next older that is whole, and its live layer as
+    `publish` does.
 
     Raises NoSnapshot where there is none, SnapshotDamaged where none is whole.
     """
@@ -400,7 +451,10 @@ def rollback(home: Path) -> Manifest:
         except (SnapshotDamaged, FormatUnsupported) as error:
             damage = damage or error
         else:
-            point_current(home, candidate)
+            catch_up(folder(home, candidate), before)
+            with updating(home):
+                catch_up(folder(home, candidate), before)
+                point_current(home, candidate)
             return before
     raise damage or NoSnapshot(f"there is no snapshot before {name}")
 
