@@ -12,14 +12,15 @@ from libc.string cimport memcmp, memcpy
 
 import json
 
+from edgeprofile._live cimport LIVE_EVENTS, LIVE_HISTORIES
 from edgeprofile._history cimport DIRECTORY_CHECK_BYTES, Block, Mark
 from edgeprofile._record cimport (
     RECORD_GOOD, RECORD_UNKNOWN_FORMAT, View, checksum, end_at, index_check, open_record, rank,
 )
 from edgeprofile._store cimport Store, slice_of
-from edgeprofile._tree cimport DAMAGED, FOUND, HISTORIES, MISSING, PROFILES
+from edgeprofile._tree cimport DAMAGED, FOUND, HISTORIES, MISSING
 
-from edgeprofile.errors import FormatUnsupported, MalformedQuery, ProfileNotFound, RecordDamaged
+from edgeprofile.errors import FormatUnsupported, MalformedQuery, RecordDamaged
 
 cdef enum:
     BLOCKS_MAX = 1024  # that one page may read: the search for a rare name must not hold up everybody else
@@ -88,23 +89,22 @@ cdef class History:
 
     cdef int find(self, Store store, bytes primary) except -1:
         """Finds the profile's directory, which is checked before it is believed. Raises ProfileNotFound."""
-        cdef const char* value
-        cdef size_t size
-        cdef int found = store.tree.find(PROFILES, PyBytes_AS_STRING(primary), PyBytes_GET_SIZE(primary), &value, &size)
         self.store = store
         self.primary = primary
-        if found == MISSING:
-            raise ProfileNotFound()
-        if found != FOUND:
-            raise self.damaged()
-        return self.find_directory()
-
-    cdef int find_directory(self) except -1:
-        cdef const char* key = PyBytes_AS_STRING(self.primary)
-        cdef size_t key_bytes = PyBytes_GET_SIZE(self.primary), size
+        self.held = []
+        store.expect(primary)
+        cdef const char* key = PyBytes_AS_STRING(primary)
+        cdef size_t key_bytes = PyBytes_GET_SIZE(primary), size
         cdef const char* value
         cdef uint32_t check
-        cdef int found = self.store.tree.find(HISTORIES, key, key_bytes, &value, &size)
+        cdef int found = FOUND
+        cdef bytes live = store.live_value(LIVE_HISTORIES, primary)
+        if live is None:
+            found = store.tree.find(HISTORIES, key, key_bytes, &value, &size)
+        else:
+            self.held.append(live)
+            value, size = PyBytes_AS_STRING(live), PyBytes_GET_SIZE(live)
+            found = FOUND if size else MISSING
         if found == MISSING:
             return 0
         if found == DAMAGED or size < DIRECTORY_CHECK_BYTES + sizeof(Block):
@@ -135,7 +135,10 @@ cdef class History:
         if self.block != NULL and self.opened == number:
             return 0
         self.read_block(number, &block)
-        start = slice_of(&self.store.events, block.segment, block.offset, block.length)
+        if block.reserved:
+            start = self.live_block(&block)
+        else:
+            start = slice_of(&self.store.events, block.segment, block.offset, block.length)
         if start == NULL or block.count == 0 or block.count > block.length / sizeof(Mark):
             raise self.damaged()
         if checksum(self.seed, start, block.count * sizeof(Mark)) != block.check:
@@ -146,6 +149,15 @@ cdef class History:
         self.opened = number
         self.blocks_read += 1
         return 0
+
+    cdef const char* live_block(self, const Block* block) except? NULL:
+        """A block of the live layer, copied: its place is the number of a value there. NULL where it is none."""
+        cdef uint64_t number = <uint64_t>block.segment << 32 | block.offset
+        cdef bytes content = self.store.live_value(LIVE_EVENTS, number.to_bytes(8, "big"))
+        if content is None or <uint64_t>PyBytes_GET_SIZE(content) != block.length:
+            return NULL
+        self.held.append(content)
+        return PyBytes_AS_STRING(content)
 
     cdef uint32_t first(self, int64_t time_us, bint below) noexcept nogil:
         """In the open block, the first event that is not after a time or, `below`, is before it; `count` for none."""

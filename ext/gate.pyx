@@ -116,6 +116,10 @@ cdef class Gate:
             raise self.limited(meter.limits, bucket, wait_ns, cost)
         return 0
 
+    def used_percent(self, Meter meter not None):
+        """How much of a meter's tokens is gone."""
+        return self.shared.used_c(meter.cell, &meter.policy.c)
+
 
 cdef inline int64_t now_s() noexcept:
     """Not time(), which may still be in the second before."""

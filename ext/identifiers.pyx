@@ -1,7 +1,7 @@
 """The index of identifiers: its entries (record.index_entry), made of a sorted Arrow stream and read back."""
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint16_t, uint32_t
 from libc.string cimport memcmp, memcpy, memset
 
@@ -107,22 +107,26 @@ cdef class IndexBatches:
 
 def ids_of(bytes key, const unsigned char[::1] entry) -> list:
     """The primary ids in an entry of the index that was found under `key`. Raises RecordDamaged."""
-    cdef const char* ids = <const char*>&entry[0] + INDEX_CHECK_BYTES if entry.shape[0] else NULL
-    cdef Py_ssize_t rest = entry.shape[0] - INDEX_CHECK_BYTES
+    return ids_in(key, <const char*>&entry[0] if entry.shape[0] else NULL, entry.shape[0], entry.shape[0])
+
+
+cdef list ids_in(bytes key, const char* entry, Py_ssize_t entry_bytes, Py_ssize_t count):
+    """The first `count` primary ids in an entry of the index, which is checked before it is believed."""
+    cdef const char* ids = entry + INDEX_CHECK_BYTES
+    cdef Py_ssize_t rest = entry_bytes - INDEX_CHECK_BYTES
     cdef uint32_t check
-    cdef uint16_t length
+    cdef uint16_t length = 0
     cdef list found = []
-    if rest >= 0:
-        memcpy(&check, ids - INDEX_CHECK_BYTES, INDEX_CHECK_BYTES)
-    if rest < 0 or check != index_check(PyBytes_AS_STRING(key), len(key), ids, rest):
-        raise RecordDamaged("an entry of the index of identifiers is damaged")
-    while rest >= 2:
-        memcpy(&length, ids, 2)
-        if length > rest - 2:
-            break
-        found.append(ids[2:2 + length])
-        ids += 2 + length
-        rest -= 2 + length
-    if rest or not found:
+    if rest >= 2:
+        memcpy(&check, entry, INDEX_CHECK_BYTES)
+        if check == index_check(PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), ids, rest):
+            while rest >= 2 and len(found) < count:
+                memcpy(&length, ids, 2)
+                if not 0 < length <= rest - 2:
+                    break
+                found.append(ids[2:2 + length])
+                ids += 2 + length
+                rest -= 2 + length
+    if not found or rest and len(found) < count:
         raise RecordDamaged("an entry of the index of identifiers is damaged")
     return found

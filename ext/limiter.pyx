@@ -1,6 +1,6 @@
-"""The counters and rate limits that all workers share, in one small memory-mapped file without a lock.
+"""The counters, rate limits and quotas that all workers share, in one small memory-mapped file without a lock.
 
-edgeprofile.limiter explains the arithmetic and the order of memory accesses, and is the oracle for `decide` here.
+edgeprofile.limiter explains the arithmetic and the order of memory accesses, and is the oracle for what is here.
 """
 
 import fcntl
@@ -58,6 +58,7 @@ cdef extern from *:
 
 cdef enum:
     UNITS_NS = 64
+    MINUTE_S = 60
     SKEW = 64000000
 
 # Magic, layout version and sizes in one: a file that differs here, or in length, is of another layout.
@@ -78,10 +79,14 @@ cdef class Policy:
             self.c.buckets[index] = CBucket(interval, span, span // interval)
 
 
-cdef inline uint64_t clock_units() noexcept nogil:
+cdef inline uint64_t clock_ns() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
-    return (<uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec) * UNITS_NS
+    return <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec
+
+
+cdef inline uint64_t clock_units() noexcept nogil:
+    return clock_ns() * UNITS_NS
 
 
 cdef int64_t decide(
@@ -108,6 +113,22 @@ cdef int64_t decide(
     return <int64_t>((wait + UNITS_NS - 1) // UNITS_NS)
 
 
+cdef int used_at(uint64_t* tats, const CPolicy* policy, uint64_t now_ns) noexcept nogil:
+    """See `limiter.used_percent`. The clock is read after the tats, as in `take_at`."""
+    cdef uint64_t seen[2]
+    cdef uint64_t now, ahead, percent
+    cdef int used = 0, index
+    seen[0] = ep_load(&tats[0])
+    seen[1] = ep_load(&tats[1])
+    now = clock_units() if now_ns == UINT64_MAX else now_ns * UNITS_NS
+    for index in range(policy.count):
+        ahead = seen[index] - now
+        if ahead <= policy.buckets[index].span + SKEW:
+            percent = (policy.buckets[index].span + 99) // 100
+            used = max(used, <int>min(<uint64_t>100, (ahead + percent - 1) // percent))
+    return used
+
+
 cdef int64_t take_at(
     uint64_t* tats, const CPolicy* policy, uint32_t cost, int* slowest, uint64_t now_ns
 ) noexcept nogil:
@@ -123,6 +144,27 @@ cdef int64_t take_at(
         wait_ns = decide(policy, seen, then, now, cost, slowest)
         if wait_ns != 0 or ep_swap(tats, seen, then):
             return wait_ns
+
+
+cdef int64_t take_window_at(
+    uint64_t* window, uint64_t* then, uint64_t cost, uint64_t total, uint64_t now_ns
+) noexcept nogil:
+    """As `take_at`, of a window. `then` is left with the minute and what is used in it."""
+    cdef uint64_t seen[2]
+    cdef uint64_t now, minute_ns = <uint64_t>MINUTE_S * 1000000000
+    while True:
+        seen[0] = ep_load(&window[0])
+        seen[1] = ep_load(&window[1])
+        now = clock_ns() if now_ns == UINT64_MAX else now_ns  # only after the loads
+        then[0] = now // minute_ns
+        then[1] = seen[1] if seen[0] == then[0] else 0
+        if cost > total:
+            return INT64_MAX
+        if then[1] > total - cost:
+            return <int64_t>((then[0] + 1) * minute_ns - now)
+        then[1] += cost
+        if ep_swap(window, seen, then):
+            return 0
 
 
 @cython.final
@@ -184,6 +226,38 @@ cdef class SharedMap:
         cdef int64_t wait_ns = take_at(self.shared.cells[cell], &policy.c, cost, &bucket, given_ns)
         return wait_ns, bucket
 
+    def take_window(self, uint32_t cell, uint64_t cost, uint64_t total, now_ns=None):
+        """Takes `cost` of a quota of `total` a minute, both in thousandths: (minute, used, wait_ns)."""
+        if cell >= CELLS:
+            raise IndexError("no such cell")
+        cdef uint64_t then[2]
+        cdef uint64_t given_ns = UINT64_MAX if now_ns is None else now_ns
+        cdef int64_t wait_ns = take_window_at(self.shared.cells[cell], then, cost, total, given_ns)
+        return then[0], then[1], wait_ns
+
+    def give_back(self, uint32_t cell, uint64_t minute, uint64_t cost):
+        """Undoes what `take_window` took in that minute, unless another has begun."""
+        if cell >= CELLS:
+            raise IndexError("no such cell")
+        cdef uint64_t* window = self.shared.cells[cell]
+        cdef uint64_t seen[2]
+        cdef uint64_t then[2]
+        while True:
+            seen[0] = ep_load(&window[0])
+            seen[1] = ep_load(&window[1])
+            if seen[0] != minute:
+                return
+            then[0] = minute
+            then[1] = seen[1] - cost
+            if ep_swap(window, seen, then):
+                return
+
+    def used_percent(self, uint32_t cell, Policy policy not None, now_ns=None):
+        """How much of the tokens is gone, in whole per cent."""
+        if cell >= CELLS:
+            raise IndexError("no such cell")
+        return used_at(self.shared.cells[cell], &policy.c, UINT64_MAX if now_ns is None else now_ns)
+
     def add(self, uint32_t index, uint64_t n):
         """Adds to one of the 2,048 counters, modulo 2**64."""
         if index >= COUNTERS:
@@ -204,6 +278,9 @@ cdef class SharedMap:
 
     cdef int64_t take_c(self, uint32_t cell, const CPolicy* policy, uint32_t cost, int* bucket) noexcept nogil:
         return take_at(self.shared.cells[cell], policy, cost, bucket, UINT64_MAX)
+
+    cdef int used_c(self, uint32_t cell, const CPolicy* policy) noexcept nogil:
+        return used_at(self.shared.cells[cell], policy, UINT64_MAX)
 
     cdef void add_c(self, uint32_t index, uint64_t n) noexcept nogil:
         ep_add(&self.shared.counters[index], n)

@@ -19,6 +19,7 @@ from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap as map_memory, m
 
 from edgeprofile._tree cimport (
     DEPTH_MAX, FOUND, IS_DATABASE, MAGIC, MISSING, PAGE_BYTES_MAX, PAGE_BYTES_MIN, Database, Meta, Page, read,
+    read_after,
 )
 
 from edgeprofile.errors import LiveDamaged
@@ -120,6 +121,9 @@ cdef class Live:
     def get(self, bytes name not None, bytes key not None):
         return self.find(self.names.index(name), key)
 
+    def after(self, bytes name not None, bytes key not None):
+        return self.find_after(self.names.index(name), key)
+
     cdef bint has_any(self) except -1:
         """Whether any profile is live."""
         if ep_announced(self.sequence) != self.announced:
@@ -149,6 +153,22 @@ cdef class Live:
             copy = None
             if found == FOUND and size <= VALUE_BYTES_MAX:
                 copy = PyBytes_FromStringAndSize(value, size)
+            if not self.is_past():
+                if found == MISSING or copy is not None:
+                    return copy
+                break
+        raise LiveDamaged("a page of the live layer is damaged")
+
+    cdef bytes find_after(self, int database, bytes key):
+        """A copy of the first key above one; None where there is none. Raises LiveDamaged."""
+        cdef const char* above
+        cdef size_t size
+        cdef int found, _try
+        for _try in range(TRIES_MAX):
+            self.look()
+            found = read_after(&self.map, &self.databases[database], PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key),
+                               &above, &size)
+            copy = PyBytes_FromStringAndSize(above, size) if found == FOUND else None
             if not self.is_past():
                 if found == MISSING or copy is not None:
                     return copy

@@ -12,8 +12,8 @@ from edgeprofile._events cimport Page, Wanted, read_page
 from edgeprofile._exchange cimport Exchange, Route, decoded, etag_of, matches
 from edgeprofile._gate cimport Gate, Grant
 from edgeprofile._msgpack cimport packed
-from edgeprofile._record cimport RECORD_BYTES_MAX, Cut, View
-from edgeprofile._store cimport Plan, Store
+from edgeprofile._record cimport RECORD_BYTES_MAX, Cut
+from edgeprofile._store cimport Form, Found, Plan, Store
 
 from edgeprofile.errors import (
     AnswerTooLarge, BodyTooLarge, Forbidden, MalformedBody, MethodNotAllowed, NotAcceptable, NotReady,
@@ -82,13 +82,18 @@ cdef class Lookup:
         return self.answer_profile(exchange, store, primary, form)
 
     cdef int answer_profile(self, Exchange exchange, Store store, bytes primary, int form) except -1:
-        cdef Plan plan = store.plan_of(exchange.query, self.parse_fields)
-        cdef View view
+        cdef Found found
+        cdef Plan plan
         cdef bytes etag
-        store.open(&view, primary)
-        etag = etag_of(view.check, plan.suffix, form == MSGPACK)
+        try:
+            found = store.open(primary)
+        except ProfileNotFound:
+            store.plan_of(store.newest, exchange.query, self.parse_fields)  # what is asked wrongly is told first
+            raise
+        plan = store.plan_of(found.form, exchange.query, self.parse_fields)
+        etag = etag_of(found.view.check, plan.suffix, form == MSGPACK)
         if not self.is_known(exchange, etag):
-            self.send(exchange, etag, self.body_of(&view, plan, store), form)
+            self.send(exchange, etag, self.body_of(found, plan, store), form)
         return 0
 
     cdef int answer_events(self, Exchange exchange, Store store, bytes primary, int form) except -1:
@@ -124,13 +129,13 @@ cdef class Lookup:
                              VARY, (b"x-request-id", exchange.request_id)], body)
         return 0
 
-    cdef bytes body_of(self, View* view, Plan plan, Store store):
+    cdef bytes body_of(self, Found found, Plan plan, Store store):
         cdef Cut made
-        cdef size_t size = store.measure(view, plan, &made)
+        cdef size_t size = store.measure(found, plan, &made)
         cdef bytes body
         self.check_answer(size)
         body = PyBytes_FromStringAndSize(NULL, size)
-        store.write(view, plan, &made, PyBytes_AS_STRING(body))
+        store.write(found, plan, &made, PyBytes_AS_STRING(body))
         return body
 
     # --- many profiles ---------------------------------------------------------------------------------------------
@@ -155,16 +160,18 @@ cdef class Lookup:
         store = grant.workspace.store
         if store is None:
             raise NotReady()
-        body = self.collect(store, asked, store.plan_of_fields(fields, self.choose))
+        body = self.collect(store, asked, fields)
         if form == MSGPACK:
             body = self.packed_of(body)
         return 200, [JSON_TYPE if form == JSON else MSGPACK_TYPE, NO_STORE,
                      (b"x-request-id", exchange.request_id)], body
 
-    cdef bytes collect(self, Store store, list asked, Plan plan):
+    cdef bytes collect(self, Store store, list asked, fields):
         """The answer to many, `{"profiles":[…]}` with `null` where there is none: found, measured, then written."""
-        cdef View views[MANY_MAX]
-        cdef bint found[MANY_MAX]
+        cdef list every = []
+        cdef Found found
+        cdef Form form = store.newest
+        cdef Plan plan = store.plan_of_fields(form, fields, self.choose)
         cdef Cut made
         cdef int count = len(asked), i
         cdef size_t size = MANY_BYTES + max(0, count - 1)
@@ -173,8 +180,11 @@ cdef class Lookup:
         if count > MANY_MAX:
             raise MalformedBody(f"At most {MANY_MAX} profiles can be asked for at once.")
         for i in range(count):
-            found[i] = self.find(&views[i], store, asked[i], i)
-            size += store.measure(&views[i], plan, &made) if found[i] else NULL_BYTES
+            found = self.find(store, asked[i], i)
+            every.append(found)
+            if found is not None and found.form is not form:
+                form, plan = found.form, store.plan_of_fields(found.form, fields, self.choose)
+            size += NULL_BYTES if found is None else store.measure(found, plan, &made)
         self.check_answer(size)
         body = PyBytes_FromStringAndSize(NULL, size)
         to = PyBytes_AS_STRING(body)
@@ -184,9 +194,12 @@ cdef class Lookup:
             if i:
                 to[0] = b","
                 to += 1
-            if found[i]:
-                size = store.measure(&views[i], plan, &made)  # again, because a plan has room for one cut
-                store.write(&views[i], plan, &made, to)
+            found = every[i]
+            if found is not None:
+                if found.form is not form:
+                    form, plan = found.form, store.plan_of_fields(found.form, fields, self.choose)
+                size = store.measure(found, plan, &made)  # again, because a plan has room for one cut
+                store.write(found, plan, &made, to)
             else:
                 size = NULL_BYTES
                 memcpy(to, b"null", NULL_BYTES)
@@ -194,12 +207,11 @@ cdef class Lookup:
         memcpy(to, b"]}", 2)
         return body
 
-    cdef bint find(self, View* view, Store store, asked, int number) except -1:
+    cdef Found find(self, Store store, asked, int number):
         try:
-            store.open(view, self.primary_asked(store, asked, number))
-            return True
+            return store.open(self.primary_asked(store, asked, number))
         except ProfileNotFound:
-            return False
+            return None
 
     cdef bytes primary_asked(self, Store store, asked, int number):
         """The primary id of one of many, each `{"id": …}` or `{"namespace": …, "value": …}`."""

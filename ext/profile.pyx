@@ -282,16 +282,23 @@ cdef class Profile:
 
     def value(self, int field):
         cdef Slice value
-        if not find_value(&self.view, self.store.first_audience, AUDIENCES_OPEN_BYTES, field, &value):
+        if not find_value(&self.found.view, self.found.form.first_audience, AUDIENCES_OPEN_BYTES, field, &value):
             return None
         return PyBytes_FromStringAndSize(value.start, value.end - value.start)
 
     @property
     def updated_us(self):
-        return self.view.updated_us
+        return self.found.view.updated_us
+
+    @property
+    def schema(self):
+        return self.found.form.schema
+
+    def recall(self, key not None, make not None):
+        return self.found.form.recalled.recall(key, make)
 
     def render(self, Template template not None, tuple slots=(), uint64_t bytes_max=INT32_MAX):
-        return render(&self.view, template, slots, bytes_max)
+        return render(&self.found.view, template, slots, bytes_max)
 
 
 def find(Store store not None, bytes primary not None):
@@ -299,5 +306,5 @@ def find(Store store not None, bytes primary not None):
     cdef Profile profile = Profile.__new__(Profile)
     profile.store = store
     profile.primary = primary
-    store.open(&profile.view, primary)
+    profile.found = store.open(primary)
     return profile

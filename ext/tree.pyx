@@ -1,7 +1,7 @@
 """The B-tree of a snapshot's file, read straight from the map: LMDB's format 0.9, as much as a lookup needs.
 
 A published file never changes, so there is no transaction, no lock and nothing to write: a lookup goes from the
-root to one leaf. All numbers in the file are in the machine's own order:
+root to one leaf, and so does each step of a walk. All numbers in the file are in the machine's own order:
 
     page    number (8 bytes), unused (2), kind (2), end of the offsets (2), start of the nodes (2), then
             offsets of nodes (2 each), in the order of their keys. Pages 0 and 1 are meta pages. An overflow
@@ -26,6 +26,8 @@ from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, mmap, munmap
 
 from edgeprofile.errors import FormatUnsupported, SnapshotDamaged
 
+cdef str DAMAGE = "a page of the snapshot's file is damaged"
+
 cdef enum:
     VERSION = 1
 
@@ -44,6 +46,11 @@ cdef enum:
 
 cdef struct Node:
     uint16_t low, high, flags, key_bytes
+
+
+cdef struct Spot:  # a node, by its place in a page of so many
+    const char* page
+    size_t at, count
 
 
 @cython.final
@@ -75,13 +82,40 @@ cdef class Tree:
         cdef size_t value_bytes
         found = self.find(self.names.index(name), PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), &value, &value_bytes)
         if found == DAMAGED:
-            raise SnapshotDamaged("a page of the snapshot's file is damaged")
+            raise SnapshotDamaged(DAMAGE)
         return value[:value_bytes] if found == FOUND else None
+
+    def after(self, bytes name, bytes key):
+        cdef const char* above
+        cdef size_t above_bytes
+        found = self.find_after(
+            self.names.index(name), PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), &above, &above_bytes
+        )
+        if found == DAMAGED:
+            raise SnapshotDamaged(DAMAGE)
+        return above[:above_bytes] if found == FOUND else None
+
+    def count(self, bytes name, entries):
+        cdef bytes key
+        cdef const char* value
+        cdef size_t value_bytes, present = 0
+        cdef int database = self.names.index(name), found
+        for key, _ in entries:
+            found = self.find(database, PyBytes_AS_STRING(key), PyBytes_GET_SIZE(key), &value, &value_bytes)
+            if found == DAMAGED:
+                raise SnapshotDamaged(DAMAGE)
+            present += found == FOUND
+        return present
 
     cdef int find(self, int database, const char* key, size_t key_bytes,
                   const char** value, size_t* value_bytes) noexcept nogil:
         """FOUND, and where the value is in the map; MISSING; or DAMAGED."""
         return read(&self.map, &self.databases[database], 0, key, key_bytes, value, value_bytes)
+
+    cdef int find_after(self, int database, const char* key, size_t key_bytes,
+                        const char** above, size_t* above_bytes) noexcept nogil:
+        """FOUND, and the first key above this one, the first of all above an empty one; MISSING; or DAMAGED."""
+        return read_after(&self.map, &self.databases[database], key, key_bytes, above, above_bytes)
 
 
 # --- opening -------------------------------------------------------------------------------------------------------
@@ -153,6 +187,7 @@ cdef int read(const Map* map, const Database* database, uint16_t flags, const ch
               const char** value, size_t* value_bytes) noexcept nogil:
     """As Tree.find, for a value with these flags."""
     cdef Node node
+    cdef Spot spot
     cdef const char* at
     cdef uint64_t number = database.root
     cdef size_t room
@@ -160,10 +195,10 @@ cdef int read(const Map* map, const Database* database, uint16_t flags, const ch
     if database.depth == 0:
         return MISSING
     for _level in range(database.depth - 1):
-        if seek(map, number, BRANCH, key, key_bytes, &node) == NULL:
+        if seek(map, number, BRANCH, key, key_bytes, &spot, &node) == NULL:
             return DAMAGED
-        number = node.low | <uint64_t>node.high << 16 | <uint64_t>node.flags << 32
-    at = seek(map, number, LEAF, key, key_bytes, &node)
+        number = child_of(&node)
+    at = seek(map, number, LEAF, key, key_bytes, &spot, &node)
     if at == NULL:
         return DAMAGED
     if node.key_bytes != key_bytes or memcmp(at + sizeof(Node), key, key_bytes) != 0:
@@ -186,8 +221,55 @@ cdef int read(const Map* map, const Database* database, uint16_t flags, const ch
     return FOUND if value_bytes[0] <= room else DAMAGED
 
 
+cdef int read_after(const Map* map, const Database* database, const char* key, size_t key_bytes,
+                    const char** above, size_t* above_bytes) noexcept nogil:
+    """As Tree.find_after.
+
+    What is not in the leaf to which the key leads is the first of the subtree behind it: that of the deepest branch
+    with a child to the right of the way. Its number is noted on the way down.
+    """
+    cdef Node node
+    cdef Spot spot
+    cdef const char* at
+    cdef uint64_t number = database.root, behind = 0
+    cdef int level, behind_level = -1, _level
+    if database.depth == 0:
+        return MISSING
+    for level in range(database.depth - 1):
+        if seek(map, number, BRANCH, key, key_bytes, &spot, &node) == NULL:
+            return DAMAGED
+        number = child_of(&node)
+        if spot.at + 1 < spot.count:
+            if node_at(map, spot.page, spot.at + 1, &node) == NULL:
+                return DAMAGED
+            behind, behind_level = child_of(&node), level + 1
+    at = seek(map, number, LEAF, key, key_bytes, &spot, &node)
+    if at != NULL and not is_above(at + sizeof(Node), node.key_bytes, key, key_bytes):
+        if spot.at + 1 < spot.count:
+            at = node_at(map, spot.page, spot.at + 1, &node)
+        elif behind_level < 0:
+            return MISSING
+        else:
+            for _level in range(behind_level, database.depth - 1):
+                if seek(map, behind, BRANCH, key, 0, &spot, &node) == NULL:
+                    return DAMAGED
+                behind = child_of(&node)
+            at = seek(map, behind, LEAF, key, 0, &spot, &node)
+    # One that is not above would lead a walk in circles.
+    if at == NULL or not is_above(at + sizeof(Node), node.key_bytes, key, key_bytes):
+        return DAMAGED
+    above[0] = at + sizeof(Node)
+    above_bytes[0] = node.key_bytes
+    return FOUND
+
+
+cdef inline uint64_t child_of(const Node* node) noexcept nogil:
+    """The number of the page that a branch's node leads to."""
+    return node.low | <uint64_t>node.high << 16 | <uint64_t>node.flags << 32
+
+
 cdef inline const char* seek(const Map* map, uint64_t number, uint16_t kind, const char* key, size_t key_bytes,
-                             Node* node) noexcept nogil:
+                             Spot* spot, Node* node) noexcept nogil:
     """The last node of a page whose key is not above this one, or else the first; NULL where there is damage."""
     cdef const char* page = page_at(map, number, kind)
     cdef const char* at
@@ -198,6 +280,7 @@ cdef inline const char* seek(const Map* map, uint64_t number, uint16_t kind, con
     if not sizeof(Page) + sizeof(uint16_t) <= end <= map.page_bytes:
         return NULL
     count = (end - sizeof(Page)) / sizeof(uint16_t)
+    spot.page, spot.count = page, count
     while count > 1:
         half = count / 2
         at = node_at(map, page, first + half, node)
@@ -206,6 +289,7 @@ cdef inline const char* seek(const Map* map, uint64_t number, uint16_t kind, con
         if not is_above(at + sizeof(Node), node.key_bytes, key, key_bytes):
             first += half
         count -= half
+    spot.at = first
     return node_at(map, page, first, node)
 
 

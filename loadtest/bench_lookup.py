@@ -33,9 +33,11 @@ from harness import (
     walk,
 )
 
+from edgeprofile.api import mparticle
 from edgeprofile.demo import PROFILE_ID
 
 WHOLE = f"/v1/profiles/id/{PROFILE_ID}"
+MPARTICLE = f"/userprofile/v1/1/2/3/{PROFILE_ID}?fields={','.join(mparticle.FIELDS)}"
 BATCH = "/v1/profiles/lookup"
 BATCH_PROFILES = 100
 BATCH_BODIES = 50
@@ -67,6 +69,7 @@ SHAPES = (
     Shape("by id, fields= eight single fields", f"{WHOLE}?fields={EIGHT_FIELDS}", Target("≤", 1.25)),
     Shape("by email", "/v1/profiles/identifier/email/jane@example.com", Target("≤", 1.15)),
     Shape("by id, whole profile, as MessagePack", WHOLE, None, ("Accept: application/msgpack",)),
+    Shape("mParticle's API, all fields", MPARTICLE, None),
 )
 
 

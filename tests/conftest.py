@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import hypothesis
+import partners
 import pytest
 from service import DECLARED, Service
 
@@ -150,3 +151,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def token(shop: Service) -> str:
     """A key of `shop` that no limit touches."""
     return shop.key()
+
+
+@pytest.fixture(scope="session")
+def insider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Two workers over the workspaces of three partners. Tests ask and mint keys; they change nothing else."""
+    made = partners.make(Service(tmp_path_factory.mktemp("insider"), partners.SPACES, workers=2), partners.PINGS)
+    made.start()
+    yield made
+    made.stop()

@@ -1,7 +1,8 @@
 """Attacks look-ups in a snapshot's file for a while: bytes, offsets, lengths and page numbers that are not true.
 
-Every look-up must end in a value that the file holds, in none, or in a refusal by name. Pages that nobody may touch
-lie before and behind the map, so that a step outside ends the process. For test_tree.py, and a script of its own:
+Every look-up and every step of a walk must end in what the file holds, in nothing, or in a refusal by name. Pages
+that nobody may touch lie before and behind the map, so that a step outside ends the process. For test_tree.py, and a
+script of its own:
 
     python tests/fuzz_tree.py [seconds, default 60] [seed, default 1]
 
@@ -17,7 +18,8 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +109,13 @@ class Target:
     """A small file that is damaged, read and mended again and again, at one and the same place in memory."""
 
     def __init__(self, path: Path) -> None:
-        self.keys = [(name, key, value) for name, pairs in small_file(path).items() for key, value in pairs.items()]
+        content = small_file(path)
+        self.keys = [(name, key, value) for name, pairs in content.items() for key, value in pairs.items()]
+        self.steps = [
+            (name, low, above)
+            for name, pairs in content.items()
+            for low, above in zip([b"", *sorted(pairs)], [*sorted(pairs), None], strict=True)
+        ]
         self.path = path
         self.content = path.read_bytes()
         self.places = list(places(self.content))
@@ -143,18 +151,26 @@ class Target:
             self.seen["refused"] += 1
             return
         for name, key, value in self.keys:
-            try:
-                found = tree.get(name, key)
-            except SnapshotDamaged:
-                self.seen["damaged"] += 1
-                continue
-            if found is None:
-                self.seen["missed"] += 1
-            elif found == value:
-                self.seen["right"] += 1
-            else:
-                assert found in self.path.read_bytes(), "a value comes from the file"
-                self.seen["wrong"] += 1
+            self.look(partial(tree.get, name, key), value)
+        for name, low, behind in self.steps:
+            above = self.look(partial(tree.after, name, low), behind)
+            assert above is None or above > low, "a walk goes on"
+
+    def look(self, find: Callable[[], bytes | None], expected: bytes | None) -> bytes | None:
+        """What is found, which is counted."""
+        try:
+            found = find()
+        except SnapshotDamaged:
+            self.seen["damaged"] += 1
+            return None
+        if found == expected:
+            self.seen["right"] += 1
+        elif found is None:
+            self.seen["missed"] += 1
+        else:
+            assert found in self.path.read_bytes(), "what is found comes from the file"
+            self.seen["wrong"] += 1
+        return found
 
 
 def flip_all(target: Target) -> None:

@@ -1,4 +1,4 @@
-"""What is served of a workspace, snapshot and live layer together, by a plain reader: the oracle of the compiled one."""
+"""What is served of a workspace, snapshot and live layer together, by a plain reader: the compiled one's oracle."""
 
 from __future__ import annotations
 

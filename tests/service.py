@@ -23,6 +23,7 @@ import msgspec
 
 from edgeprofile import keys, settings, snapshot
 from edgeprofile.loader.refresh import refresh
+from edgeprofile.outcomes import Outcome
 
 T = TypeVar("T")
 Header = tuple[str, str]
@@ -208,7 +209,7 @@ class Service:
         with duckdb.connect(str(self.folder / f"{workspace}.duckdb")) as connection:
             connection.execute(sql)
 
-    def load(self, workspace: str = "shop", at: snapshot.AtStep = snapshot.nothing) -> snapshot.Outcome:
+    def load(self, workspace: str = "shop", at: snapshot.AtStep = snapshot.nothing) -> Outcome:
         """Publishes what the warehouse holds; `at` is called behind each of `snapshot.STEPS`."""
         return refresh(self.settings, workspace, force=False, progress=lambda *_: None, at=at)
 

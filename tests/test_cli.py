@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from workshop import COMMAND, WAIT_SECONDS_MAX, Ended, Workshop, environment, side_by_side, stop, until, values
 
+from edgeprofile import locks, outcomes
 from edgeprofile.loader.rows import REJECTS_LISTED
 
 MODEL = values("1, 'a@x', true", "2, 'b@x', false", "3, 'c@x', NULL", columns="id, email, vip")
@@ -28,6 +29,7 @@ MISUSES = {
     "": "COMMAND",
     "fly": "'fly'",
     "load --fast": "--fast",
+    "load --watch --force": "--force is for one load",
     "keys": "COMMAND",
     "keys create": "--workspace",
     "keys create --workspace shop --scope admin": "'admin'",
@@ -182,7 +184,7 @@ def test_a_signal_in_the_middle_of_a_load_ends_it_and_the_old_snapshot_stays(
     assert [line for line in err.splitlines() if not line.startswith("stage=")] == ["edgeprofile: interrupted"]
     assert fresh.bodies() == before
     assert fresh.leftovers() == []
-    assert json.loads((fresh.home / "refresh.json").read_bytes())["outcome"] == "interrupted"
+    assert outcomes.read(fresh.home).last[-1].outcome == "interrupted"
 
 
 # --- keys ----------------------------------------------------------------------------------------------------------
@@ -323,7 +325,11 @@ def test_the_demo_prints_a_request_that_works_again_and_again(tmp_path: Path) ->
                 metrics = re.findall(r"metrics on (http://\S+)", (tmp_path / "demo.log").read_text())[0]
                 assert "edgeprofile_profiles{" in urllib.request.urlopen(metrics, timeout=10).read().decode()
                 keys.append(line.split("'")[1])
+                home = tmp_path / "shop" / "var" / "edgeprofile" / "shop"
+                until(lambda: "outcome=watching" in (tmp_path / "demo.log").read_text(), process)
+                assert locks.watcher(home) is not None
                 assert stop(process, number) in (0, 130)
+                assert locks.watcher(home) is None
         assert len(set(keys)) == 2
 
 

@@ -83,7 +83,7 @@ def named_commands(page: str) -> set[str]:
     """The words that follow `edgeprofile` anywhere in a page; of alternatives behind a bar, each."""
     found = set()
     for text in re.findall(r"\bedgeprofile ([a-z][^\n`]*)", page.replace("\\|", "|")):
-        words = re.match(r"[a-z|]+(?: [a-z|]+)*", text)
+        words = re.match(r"[a-z|]+(?:[ -][a-z|]+)*", text)
         assert words is not None
         found |= {" ".join(choice) for choice in itertools.product(*(w.split("|") for w in words[0].split(" ")))}
     return found
@@ -175,8 +175,8 @@ def test_the_api_page_has_every_error_code_with_its_status() -> None:
 
 
 def test_the_operating_page_has_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:
-    shop, shared = Workshop(tmp_path).model("SELECT 1 AS id"), SharedMap(tmp_path / "shared.map")
-    shop.load()
+    shop, shared = Workshop(tmp_path), SharedMap(tmp_path / "shared.map")
+    shop.model("SELECT unnest([1, NULL]) AS id", rejects_max=1).load()
     Recorder(shared, *slots(Surface.NATIVE)).record(200, 0)
     registry = CollectorRegistry()
     registry.register(Exposition(shop.settings(), shared, started_at=0, workers=1))

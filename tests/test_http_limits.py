@@ -232,7 +232,7 @@ def test_a_damaged_key_file_changes_nothing_until_it_is_mended(make_service: Mak
     service.load()
     key = service.key()
     service.start()
-    file = service.settings.data_dir / keys.FILE_NAME
+    file = service.settings.data_dir / keys.FILE.name
     whole = file.read_bytes()
 
     file.write_bytes(whole.replace(b'"shop"', b'"bank"'))

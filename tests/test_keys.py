@@ -258,15 +258,14 @@ def test_the_folder_and_the_files_are_for_their_owner_only(tmp_path: Path) -> No
 
 
 def test_the_stamp_is_none_without_a_file_and_changes_with_every_write(tmp_path: Path) -> None:
-    assert keys.stamp_of(tmp_path) is None
-    assert KeyTable.load(tmp_path) == KeyTable({}, None)
+    assert keys.FILE.stamp(tmp_path) is None
+    assert KeyTable.load(tmp_path) == KeyTable({})
     stamps = []
     for _ in range(3):
         _, key = keys.create(tmp_path, "shop")
-        stamps.append(keys.stamp_of(tmp_path))
-        assert KeyTable.load(tmp_path).stamp == stamps[-1]
+        stamps.append(keys.FILE.stamp(tmp_path))
     keys.revoke(tmp_path, key.public_id)
-    stamps.append(keys.stamp_of(tmp_path))
+    stamps.append(keys.FILE.stamp(tmp_path))
     assert None not in stamps
     assert all(stamp != later for stamp, later in pairwise(stamps))
 
@@ -330,10 +329,10 @@ def test_a_writer_killed_anywhere_leaves_the_old_table_or_the_new_one(
     assert writer.returncode == -signal.SIGKILL
     assert len(KeyTable.load(tmp_path).keys) == survivors
     assert find(tmp_path, token) == key
-    assert (tmp_path / keys.TEMP_NAME).exists() == (survivors == 1)
+    assert (tmp_path / keys.FILE.temp_name).exists() == (survivors == 1)
     keys.create(tmp_path, "shop")
     assert len(KeyTable.load(tmp_path).keys) == survivors + 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == [keys.FILE_NAME, keys.LOCK_NAME]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [keys.FILE.name, keys.FILE.lock_name]
 
 
 def test_a_writer_killed_while_it_is_busy_has_kept_every_key_that_it_printed(tmp_path: Path) -> None:
@@ -356,7 +355,7 @@ def assert_damaged(path: Path, content: bytes) -> None:
 
 def test_a_truncated_file_is_an_error_that_names_the_file_alone(tmp_path: Path) -> None:
     keys.create(tmp_path, "shop")
-    path = tmp_path / keys.FILE_NAME
+    path = tmp_path / keys.FILE.name
     content = path.read_bytes()
     for length in range(len(content)):
         assert_damaged(path, content[:length])
@@ -364,7 +363,7 @@ def test_a_truncated_file_is_an_error_that_names_the_file_alone(tmp_path: Path) 
 
 def test_a_flipped_bit_anywhere_in_the_keys_is_an_error(tmp_path: Path) -> None:
     keys.create(tmp_path, "shop")
-    path = tmp_path / keys.FILE_NAME
+    path = tmp_path / keys.FILE.name
     content = path.read_bytes()
     for place in range(len(content)):
         flipped = bytearray(content)
@@ -380,22 +379,22 @@ def test_a_flipped_bit_anywhere_in_the_keys_is_an_error(tmp_path: Path) -> None:
 @example(b'{"format":1}')
 @example(b'{"format":1,"crc32":0,"keys":"\xff"}')
 def test_a_file_of_anything_else_is_an_error(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    assert_damaged(tmp_path_factory.mktemp("damaged") / keys.FILE_NAME, content)
+    assert_damaged(tmp_path_factory.mktemp("damaged") / keys.FILE.name, content)
 
 
 def test_keys_of_another_shape_under_a_true_checksum_are_an_error(tmp_path: Path) -> None:
     rows = b'[{"public_id":"a"}]'
-    assert_damaged(tmp_path / keys.FILE_NAME, b'{"format":1,"crc32":%d,"keys":%b}' % (zlib.crc32(rows), rows))
+    assert_damaged(tmp_path / keys.FILE.name, b'{"format":1,"crc32":%d,"keys":%b}' % (zlib.crc32(rows), rows))
 
 
 def test_a_format_to_come_is_an_error_that_says_so(tmp_path: Path) -> None:
-    (tmp_path / keys.FILE_NAME).write_bytes(msgspec.json.encode({"format": 2, "kept": {}}))
+    (tmp_path / keys.FILE.name).write_bytes(msgspec.json.encode({"format": 2, "kept": {}}))
     with pytest.raises(KeyFileError, match="has format 2, this build reads format 1"):
         KeyTable.load(tmp_path)
 
 
 def test_a_damaged_file_is_never_written_over(tmp_path: Path) -> None:
-    path = tmp_path / keys.FILE_NAME
+    path = tmp_path / keys.FILE.name
     path.write_bytes(b"{")
     with pytest.raises(KeyFileError):
         keys.create(tmp_path, "shop")
@@ -405,11 +404,11 @@ def test_a_damaged_file_is_never_written_over(tmp_path: Path) -> None:
 
 
 def test_a_file_or_folder_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / keys.FILE_NAME).mkdir()
+    (tmp_path / keys.FILE.name).mkdir()
     with pytest.raises(KeyFileError, match="cannot be read: Is a directory"):
         KeyTable.load(tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(KeyFileError, match="cannot be written"):
         keys.create(tmp_path / "file", "shop")
     with pytest.raises(KeyFileError, match="cannot be read"):
-        keys.stamp_of(tmp_path / "file")
+        keys.FILE.stamp(tmp_path / "file")

@@ -11,15 +11,19 @@ from hypothesis import strategies as st
 
 from edgeprofile import _limiter, limiter
 from edgeprofile.limiter import (
+    MINUTE_NS,
     NEVER,
     RATE_MAX,
     RESTED,
     SPAN_MAX,
     UNITS_NS,
     decide,
+    give_back,
     policy,
     rate_limit_headers,
     retry_after_s,
+    take_window,
+    used_percent,
 )
 
 SECOND = 10**9
@@ -214,6 +218,28 @@ def test_a_bucket_that_would_take_years_to_fill_is_made_as_large_as_the_clock_ca
     assert decision.allowed
 
 
+def test_what_is_used_is_that_of_the_bucket_that_is_used_the_most() -> None:
+    key = Key(DEFAULT)
+    assert used_percent(key.cell, key.now_ns, DEFAULT) == 0
+    key.send()
+    assert used_percent(key.cell, key.now_ns, DEFAULT) == 1, "0 is of a rested key alone"
+    key.send_many(499)
+    assert used_percent(key.cell, key.now_ns, DEFAULT) == 50
+    key.send_many(600)
+    assert used_percent(key.cell, key.now_ns, DEFAULT) == 100
+    assert used_percent(key.cell, key.now_ns + SECOND // 2, DEFAULT) == 50
+    # The peak is rested a second later, and of the 60,000 tokens of the other bucket 500 are gone.
+    assert used_percent(key.cell, key.now_ns + SECOND, DEFAULT) == 1
+    assert used_percent(key.cell, key.now_ns + 2 * SECOND, DEFAULT) == 0
+
+
+@given(limits=policies(), now_ns=NOW, cell=st.tuples(*[st.integers(0, 2**64 - 1)] * 2))
+def test_what_is_used_is_a_percentage_whatever_another_boot_has_left(
+    limits: limiter.Policy, now_ns: int, cell: tuple[int, int]
+) -> None:
+    assert 0 <= used_percent(cell, now_ns, limits) <= 100
+
+
 # The answer's headers
 
 
@@ -264,6 +290,7 @@ def test_the_compiled_limiter_decides_as_the_plain_one(
             key.now_ns = max(1, key.now_ns + jump_ns)
         plain = key.send(cost, step_ns)
         assert shared.take_bucket(cell, fast, cost, now_ns=key.now_ns) == (plain.wait_ns, plain.bucket)
+        assert shared.used_percent(cell, fast, now_ns=key.now_ns) == used_percent(key.cell, key.now_ns, limits)
 
 
 def test_the_compiled_limiter_says_never_to_any_cost_beyond_the_depth(shared: _limiter.SharedMap) -> None:
@@ -291,6 +318,67 @@ def test_indices_outside_the_file_are_refused(shared: _limiter.SharedMap) -> Non
     with pytest.raises(IndexError):
         shared.take(CELLS, compiled(DEFAULT), 1)
     with pytest.raises(IndexError):
+        shared.take_window(CELLS, 1, 1)
+    with pytest.raises(IndexError):
+        shared.give_back(CELLS, 0, 1)
+    with pytest.raises(IndexError):
+        shared.used_percent(CELLS, compiled(DEFAULT))
+    with pytest.raises(IndexError):
         shared.add(COUNTERS, 1)
     with pytest.raises(IndexError):
         shared.counter(COUNTERS)
+
+
+# The quota of a minute
+
+
+def test_a_quota_holds_its_total_and_says_when_the_next_minute_begins() -> None:
+    now_ns = 7 * MINUTE_NS + 15 * SECOND
+    cell = RESTED
+    for used in (400, 800):
+        *taken, wait_ns = take_window(cell, now_ns, cost=400, total=1_000)
+        assert (taken, wait_ns) == ([7, used], 0)
+        cell = (7, used)
+    assert take_window(cell, now_ns, cost=201, total=1_000) == (7, 800, 45 * SECOND)
+    assert take_window(cell, now_ns, cost=200, total=1_000) == (7, 1_000, 0)
+    assert take_window(cell, now_ns + 45 * SECOND, cost=201, total=1_000) == (8, 201, 0)
+    assert take_window(cell, now_ns, cost=1_001, total=1_000) == (7, 800, NEVER)
+
+
+@given(cell=st.tuples(*[st.integers(0, 2**64 - 1)] * 2), now_ns=NOW, total=st.integers(0, 2**40))
+def test_a_cell_of_another_minute_or_boot_is_an_empty_window(cell: tuple[int, int], now_ns: int, total: int) -> None:
+    if cell[0] != now_ns // MINUTE_NS:
+        assert take_window(cell, now_ns, total, total) == (now_ns // MINUTE_NS, total, 0)
+
+
+def test_what_is_given_back_can_be_taken_again_in_the_same_minute_only() -> None:
+    assert give_back((7, 800), minute=7, cost=300) == (7, 500)
+    assert give_back((8, 800), minute=7, cost=300) == (8, 800)
+
+
+COSTS = st.integers(0, 10) | st.integers(0, 2_000)
+CALLS = st.lists(st.tuples(st.integers(0, 90 * SECOND), COSTS, st.booleans()), max_size=60)
+
+
+@given(total=COSTS, start_ns=NOW, calls=CALLS, jump_ns=st.integers(-(2**61), 2**61))
+def test_the_compiled_quota_counts_as_the_plain_one_and_no_minute_has_more_than_its_total(
+    shared: _limiter.SharedMap, total: int, start_ns: int, calls: list[tuple[int, int, bool]], jump_ns: int
+) -> None:
+    name, cell, now_ns = shared.cell(b"window %d" % next(EXAMPLE)), RESTED, start_ns
+    for number, (step_ns, cost, is_given_back) in enumerate(calls):
+        now_ns += step_ns
+        if number == 30:
+            now_ns = max(1, now_ns + jump_ns)
+        minute, used, wait_ns = take_window(cell, now_ns, cost, total)
+        assert shared.take_window(name, cost, total, now_ns=now_ns) == (minute, used, wait_ns)
+        cell = cell if wait_ns else (minute, used)
+        assert cell[1] <= total
+        if is_given_back and not wait_ns:
+            cell = give_back(cell, minute + number % 2, cost)
+            shared.give_back(name, minute + number % 2, cost)
+
+
+def test_the_compiled_quota_reads_the_monotonic_clock(shared: _limiter.SharedMap) -> None:
+    minute, used, _ = shared.take_window(shared.cell(b"minute"), 3, 10)
+    assert used == 3
+    assert minute in (time.monotonic_ns() // MINUTE_NS, time.monotonic_ns() // MINUTE_NS - 1)

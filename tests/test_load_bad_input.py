@@ -45,6 +45,19 @@ MODELS = [
         ],
         {"identifiers": ["email"], "metrics": ["revenue"], "audiences": ["vip"], "updated_at": "stamp"},
     ),
+    Bad(
+        "columns that a dialect misses",
+        "SELECT 1 AS id, true AS opted, TIMESTAMP '2025-01-01' AS at",
+        [
+            "column at (mparticle.created) is not in what is served: it yields id, opted",
+            "column opted_out (mparticle.opted_out) is not in what is served: did you mean opted?",
+        ],
+        {
+            "updated_at": "at",
+            "mparticle": {"org": "1", "account": "2", "workspace": "3", "mpid": "id", "created": "at"}
+            | {"opted_out": "opted_out"},
+        },
+    ),
     Bad("a null id", "SELECT NULL::INTEGER AS id", ["1 of 1 rows were refused (null_id: 1)"]),
     Bad("an id without a type", "SELECT NULL AS id", ["column id: an identifier is text, an integer or a UUID"]),
     Bad("an empty id", "SELECT '' AS id", ["1 of 1 rows were refused (empty_id: 1)"]),

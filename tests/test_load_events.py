@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 import pytest
 from test_load_types import SERVED
-from workshop import Workshop, environment, events, values
+from workshop import Workshop, environment, events, roll_back, values
 
 from edgeprofile import history, reader, snapshot
 from edgeprofile.errors import FormatUnsupported, ModelError, RefreshRefused, SourceError, StoreError
@@ -372,7 +372,7 @@ def test_a_rollback_brings_the_events_back(shop: Workshop) -> None:
     before = shop.events()
     shop.model(PEOPLE, events=clicks(20)).load()
     assert shop.events() != before
-    shop.roll_back()
+    roll_back(shop.home)
     assert shop.events() == before
 
 

@@ -25,8 +25,9 @@ from service import DECLARED, HOST, Service, exchange, request, until
 from starlette.types import Message, Receive, Scope, Send
 from test_server_life import is_running
 from test_shared_map import COUNTERS, workers
+from workshop import roll_back
 
-from edgeprofile import metrics, snapshot
+from edgeprofile import locks, metrics, outcomes, snapshot
 from edgeprofile._limiter import SharedMap
 from edgeprofile._metrics import Recorder, clock_ns
 from edgeprofile.app import SHARED_MAP, _recorded
@@ -277,6 +278,39 @@ def test_a_scrape_tells_which_snapshots_are_published(service: Service) -> None:
     damaged = scrape(service)
     assert damaged["edgeprofile_profiles"] == {("bank",): 1}
     assert [workspace for _, workspace in damaged["edgeprofile_snapshot_info"]] == ["bank"]
+
+
+def test_a_scrape_tells_how_loading_goes(running: Service) -> None:
+    before = scrape(running)
+    running.load()
+    running.run_sql("INSERT INTO profiles BY NAME SELECT NULL AS profile_id, 'x@example.com' AS email")
+    running.run_sql("INSERT INTO profiles BY NAME SELECT unnest(range(200))::VARCHAR AS profile_id")
+    running.load()
+    running.run_sql("DELETE FROM profiles WHERE try_cast(profile_id AS BIGINT) < 200 OR profile_id IS NULL")
+    running.load()
+    found = scrape(running)
+    for outcome, more in (("published", 2), ("unchanged", 1)):
+        counts = [each["edgeprofile_refresh_total"].get((outcome, "shop"), 0) for each in (before, found)]
+        assert counts[1] - counts[0] == more
+    assert found["edgeprofile_evicted_total"]["shop",] - before["edgeprofile_evicted_total"]["shop",] == 200
+    durations = [each["edgeprofile_refresh_duration_seconds_sum"]["shop",] for each in (before, found)]
+    assert 0 < durations[0] < durations[1]
+    assert found["edgeprofile_refresh_duration_seconds_count"]["shop",] == sum(
+        found["edgeprofile_refresh_total"].values()
+    )
+    assert 0 <= found["edgeprofile_staleness_seconds"]["shop",] < 600
+    assert found["edgeprofile_staleness_max_seconds"]["shop",] > running.settings.workspaces["shop"].refresh_s
+    assert "edgeprofile_rejected_rows" not in found
+    assert (found["edgeprofile_rolled_back"]["shop",], found["edgeprofile_watched"]["shop",]) == (0, 0)
+
+    with locks.watching(running.home()), locks.loading(running.home()):
+        rolled_back = roll_back(running.home())
+        outcomes.note(running.home(), outcomes.Attempt.begin().ended("rolled_back", snapshot=rolled_back.name))
+        found = scrape(running)
+    assert (found["edgeprofile_rolled_back"]["shop",], found["edgeprofile_watched"]["shop",]) == (1, 1)
+    assert found["edgeprofile_refresh_total"]["rolled_back", "shop"] == 1
+    assert found["edgeprofile_rejected_rows"] == {("profiles", "null_id", "shop"): 1}
+    running.load()
 
 
 def test_nothing_of_a_profile_or_a_key_is_in_a_scrape(running: Service) -> None:

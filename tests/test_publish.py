@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -11,10 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from workshop import WAIT_SECONDS_MAX, Workshop, body, environment, stop
+from workshop import WAIT_SECONDS_MAX, Workshop, body, environment, roll_back, stop
 
-from edgeprofile import reader, snapshot
+from edgeprofile import locks, outcomes, reader, snapshot
 from edgeprofile.errors import LoaderBusy, NoSnapshot, StoreError
+from edgeprofile.loader.process import interruptible
 from edgeprofile.loader.refresh import refresh
 from edgeprofile.reader import Reader
 
@@ -137,6 +139,47 @@ def test_a_loader_killed_at_any_step_leaves_the_old_snapshot_or_the_new_one(
         assert shop.leftovers() == []
 
 
+@pytest.mark.parametrize("step", snapshot.STEPS)
+def test_a_loader_told_to_end_at_any_step_ends_in_good_order_and_one_that_is_nearly_done_is_done(
+    shop: Workshop, step: str
+) -> None:
+    shop.model(FIRST).load()
+    shop.model(SECOND)
+
+    def load() -> None:
+        with interruptible() as interrupted_at:
+
+            def at(reached: str) -> None:
+                interrupted_at(reached)
+                if reached == step:
+                    signal.raise_signal(signal.SIGTERM)
+                    signal.raise_signal(signal.SIGTERM)
+
+            refresh(shop.settings(), "shop", force=False, progress=lambda *_: None, at=at)
+
+    with pytest.raises(KeyboardInterrupt):
+        load()
+    is_done = snapshot.STEPS.index(step) >= snapshot.STEPS.index("verified")
+    assert served(shop) == ("second" if is_done else "first")
+    assert len(snapshot.names(shop.home)) == 1 + is_done
+    assert shop.leftovers() == []
+    assert outcomes.read(shop.home).last[-1].outcome == ("published" if is_done else "interrupted")
+
+
+def test_a_signal_is_an_interrupt_whatever_else_it_was_made_into() -> None:
+    def query() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        raise RuntimeError("Query interrupted")
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        query()
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(RuntimeError, match="no signal"), interruptible():
+        raise RuntimeError("no signal")
+
+
 def test_what_a_killed_loader_left_is_cleared_even_when_nothing_is_published(shop: Workshop, kill_at: Kill) -> None:
     shop.model(FIRST).load()
     shop.model(SECOND)
@@ -196,7 +239,7 @@ def test_the_lock_of_a_dead_loader_locks_nobody_out(shop: Workshop) -> None:
         with pytest.raises(LoaderBusy):
             shop.load()
         stop(first, signal.SIGKILL)
-    assert (shop.home / snapshot.LOCK).read_text() == f"{first.pid}\n"
+    assert (shop.home / locks.LOADER).read_text() == f"{first.pid}\n"
     assert shop.load() == "published"
 
 
@@ -261,19 +304,19 @@ def test_rollback_swaps_back_step_by_step_until_nothing_is_before(shop: Workshop
         assert name in ended.out
         assert (shop.current(), served(shop)) == (name, word)
     with pytest.raises(NoSnapshot, match=rf"there is no snapshot before {history[1]}"):
-        shop.roll_back()
+        roll_back(shop.home)
     assert shop.current() == history[1]
 
 
 def test_a_load_after_a_rollback_publishes_and_keeps_what_was_rolled_back_to(
     shop: Workshop, history: list[str]
 ) -> None:
-    shop.roll_back()
+    roll_back(shop.home)
     assert shop.load() == "published"
     assert served(shop) == "v3"
     assert shop.manifest().previous == history[2]
     assert history[2] in snapshot.names(shop.home)
-    assert shop.roll_back().name == history[2]
+    assert roll_back(shop.home).name == history[2]
 
 
 def test_rollback_passes_over_a_damaged_snapshot_and_refuses_where_all_are(shop: Workshop, history: list[str]) -> None:
@@ -290,7 +333,7 @@ def test_rollback_passes_over_a_damaged_snapshot_and_refuses_where_all_are(shop:
     with (shop.snapshots / history[1] / snapshot.PROFILES).open("r+b") as file:
         file.seek(5000)
         file.write(kept)
-    assert shop.roll_back().name == history[1]
+    assert roll_back(shop.home).name == history[1]
 
 
 def test_a_reader_goes_on_with_a_snapshot_that_was_pruned(shop: Workshop) -> None:
@@ -310,7 +353,7 @@ def test_rollback_leads_away_from_a_snapshot_too_damaged_to_say_what_was_before_
     file = shop.home / broken if broken == snapshot.CURRENT else shop.snapshots / history[3] / broken
     file.write_bytes(b"garbage")
     expected = history[3] if broken == snapshot.CURRENT else history[2]
-    assert shop.roll_back().name == expected
+    assert roll_back(shop.home).name == expected
     assert shop.current() == expected
 
 
@@ -332,6 +375,6 @@ def test_a_publication_that_fails_behind_the_rename_leaves_no_snapshot_that_nobo
 def test_audience_ids_are_not_given_twice_after_a_rollback(shop: Workshop) -> None:
     shop.model("SELECT 1 AS id, true AS a", audiences=["a"]).load()
     shop.model("SELECT 1 AS id, true AS a, true AS b", audiences=["a", "b"]).load()
-    shop.roll_back()
+    roll_back(shop.home)
     shop.model("SELECT 1 AS id, true AS a, true AS c", audiences=["a", "c"]).load()
     assert shop.manifest().schema["audience_ids"] == {"a": 1, "b": 2, "c": 3}

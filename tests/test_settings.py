@@ -16,6 +16,7 @@ from edgeprofile.settings import (
     WORKSPACES_MAX,
     Events,
     Identifier,
+    Insider,
     Limits,
     Loader,
     Profiles,
@@ -29,7 +30,11 @@ from edgeprofile.settings import (
 SOURCE = 'source.url = "duckdb://"'
 PROFILES = 'profiles = { sql = "SELECT 1 AS id", id = "id" }'
 SHOP = f"[workspaces.shop]\n{SOURCE}\n{PROFILES}\n"
+INSIDER = 'insider = { partner = "mybrand" }\n'
 EVENTS = 'events = { sql = "FROM events", profile = "id", name = "name", time = "at" }\n'
+MPARTICLE = 'mparticle = { org = "1", account = "2", workspace = "3", mpid = "id" }\n'
+# They name the primary id, so that they stand only where it is what it is in SHOP.
+DIALECTS = {"insider": INSIDER, "mparticle": MPARTICLE}
 SECRET = "hunter2"
 
 Write = Callable[[str], None]
@@ -238,6 +243,8 @@ SAMPLES = {
     "limits.request_bytes_max": ("2", 2),
     "loader.memory_limit": ("2GiB", "2GiB"),
     "loader.threads": ("3", 3),
+    "loader.parallel": ("4", 4),
+    "loader.timeout": ("90m", "90m"),
     "workspaces.shop.refresh": ("1d", "1d"),
     "workspaces.shop.keep": ("9", 9),
     "workspaces.shop.rejects_max": ("1", 1.0),
@@ -254,6 +261,26 @@ SAMPLES = {
     "workspaces.shop.events.name": ("what", "what"),
     "workspaces.shop.events.time": ("when", "when"),
     "workspaces.shop.events.id": ("number", "number"),
+    "workspaces.shop.insider.partner": ("your-brand", "your-brand"),
+    "workspaces.shop.insider.identifiers": ('{"email": "id", "uuid": "id"}', {"email": "id", "uuid": "id"}),
+    "workspaces.shop.insider.custom_identifiers": ('{"höhe, \\"x\\"": "id"}', {'höhe, "x"': "id"}),
+    "workspaces.shop.insider.quota_per_minute": ("2000", 2000.0),
+    "workspaces.shop.insider.base_cost": ("0", 0.0),
+    "workspaces.shop.insider.event_type_cost": ("0.25", 0.25),
+    "workspaces.shop.insider.user_base_factor": ("3", 3.0),
+    "workspaces.shop.mparticle.org": ("o", "o"),
+    "workspaces.shop.mparticle.account": ("a.b~c-_", "a.b~c-_"),
+    "workspaces.shop.mparticle.workspace": ("9", "9"),
+    "workspaces.shop.mparticle.mpid": ("id", "id"),
+    "workspaces.shop.mparticle.user_identities": ('{"customer_id": "id"}', {"customer_id": "id"}),
+    "workspaces.shop.mparticle.device_identities": ('{"unknown": ["id", "id"]}', {"unknown": ("id", "id")}),
+    "workspaces.shop.mparticle.immutable": ("", ()),
+    "workspaces.shop.mparticle.created": ("since", "since"),
+    "workspaces.shop.mparticle.opted_out": ("out", "out"),
+    "workspaces.shop.mparticle.limit_ad_tracking": ("limits", "limits"),
+    "workspaces.shop.mparticle.attribution": ("source", "source"),
+    "workspaces.shop.mparticle.values_as_text": ("false", False),
+    "workspaces.shop.mparticle.audience": ("https://api.example", "https://api.example"),
 }
 NO_KEY = "expected a variable that names a key, found none"
 UNSERVED = {"server.tls_certificate", "server.tls_key", "server.tls_client_ca"}
@@ -265,7 +292,7 @@ def test_every_key_of_the_reference_has_a_sample_here() -> None:
 
 @pytest.mark.parametrize("key", SAMPLES)
 def test_a_variable_overrides_its_key(key: str, write: Write, tmp_path: Path) -> None:
-    write(SHOP + EVENTS)
+    write(SHOP + EVENTS + "".join(table for name, table in DIALECTS.items() if f".{name}." in key))
     text, value = SAMPLES[key]
     variable = "EDGEPROFILE_" + key.upper().replace(".", "__")
     assert at(key)(load(environ={variable: text})) == (tmp_path / text if key == "data_dir" else value)
@@ -421,6 +448,26 @@ IDENTIFIER = "expected a column or a table of column, unique, normalize"
         (f"{SHOP}rejects_max = 1.5", "workspaces.shop.rejects_max: expected a number from 0 to 1, found 1.5"),
         (f"{SHOP}shrink_max = nan", "workspaces.shop.shrink_max: expected a number from 0 to 1, found NaN"),
         (f"{SHOP}keep = 0", "workspaces.shop.keep: expected an integer from 1 to 1024, found 0"),
+        *((f"{SHOP}{MPARTICLE}".replace(old, new), f"workspaces.shop.mparticle.{line}") for old, new, line in [
+            ('mpid = "id"', 'mpid = "x"', 'mpid: expected an identifier of the profiles (id), found "x"'),
+            ('org = "1"', 'org = "a/b"', 'org: expected a name without /, for paths, found "a/b"'),
+            ('org = "1"', 'org = "resolve"',
+             'org: expected another name than that in the path of resolve, found "resolve"'),
+            ('org = "1", ', "", "org: expected a name without /, for paths, found nothing"),
+            ("mpid", "audience = 'a b', mpid", 'audience: expected a URL, or a name without spaces, found "a b"'),
+            ("mpid", "user_identities = { a = 'x' }, mpid",
+             'user_identities.a: expected an identifier of the profiles (id), found "x"'),
+            ("mpid", "device_identities = { a = ['id', 'x'] }, mpid",
+             'device_identities.a.1: expected an identifier of the profiles (id), found "x"'),
+            ("mpid", "device_identities = { a = [] }, mpid",
+             "device_identities.a: expected a column or a list of columns, found []"),
+            ("mpid", "device_identities = { a = ['id', 3] }, mpid",
+             'device_identities.a: expected a column or a list of columns, found ["id", 3]'),
+            ("mpid", "immutable = ['a'], mpid",
+             'immutable: expected types of user_identities or device_identities, of one column each, found "a"'),
+            ("mpid", "user_identities = { a = ['id'] }, immutable = ['a'], mpid",
+             'immutable: expected types of user_identities or device_identities, of one column each, found "a"'),
+        ]),
         ("[a]\nb = @", "expected valid TOML, found a fault: Invalid value (at line 2, column 5)"),
         ("a = [1", "expected valid TOML, found a fault: Unclosed array (at end of document)"),
     ],
@@ -438,12 +485,13 @@ def test_there_are_as_many_workspaces_as_counters_for_them(write: Write) -> None
     assert str(fault()) == "edgeprofile.toml: workspaces: expected at most 1,000 workspaces, found 1,001"
 
 
-@pytest.mark.parametrize("table", ["insider", "mparticle", "intilery", "batch", "deleted", "full_refresh"])
+@pytest.mark.parametrize("table", ["batch", "deleted", "full_refresh"])
 def test_what_this_version_lacks_is_an_unknown_key(table: str, write: Write) -> None:
     write(f"{SHOP}{table} = {{}}")
     error = fault()
     assert str(error) == f'edgeprofile.toml: workspaces.shop.{table}: expected a known key, found "{table}"'
-    assert error.hint == "Known here: refresh, keep, rejects_max, shrink_max, source, profiles, events."
+    known = "refresh, keep, rejects_max, shrink_max, source, profiles, events, insider, mparticle, intilery"
+    assert error.hint == f"Known here: {known}."
 
 
 @pytest.mark.parametrize(
@@ -551,6 +599,84 @@ def test_a_wrong_table_of_events_is_a_line_of_what_was_expected(events: str, say
     assert str(fault()).startswith(f"edgeprofile.toml: workspaces.shop.{says}")
 
 
+# Dialects, and keys whose values are tables
+
+
+def test_a_dialect_is_on_where_its_table_stands_and_may_be_made_by_variables_alone(write: Write) -> None:
+    write(SHOP)
+    assert load(environ={}).workspaces["shop"].insider is None
+    variables = {"PARTNER": "mybrand", "IDENTIFIERS": ' { "email" : "id" } ', "QUOTA_PER_MINUTE": "1e3"}
+    environ = {f"EDGEPROFILE_WORKSPACES__SHOP__INSIDER__{name}": value for name, value in variables.items()}
+    made = Insider(partner="mybrand", identifiers={"email": "id"}, quota_per_minute=1000)
+    assert load(environ=environ).workspaces["shop"].insider == made
+
+
+def test_a_table_of_names_keeps_their_order_and_is_taken_from_a_variable_as_a_whole(write: Write) -> None:
+    write(SHOP + 'insider = { partner = "b", identifiers = { uuid = "id", email = "id", "a.b" = "id" } }')
+    found = load(environ={}).workspaces["shop"].insider
+    assert found is not None
+    assert list(found.identifiers.items()) == [("uuid", "id"), ("email", "id"), ("a.b", "id")]
+    environ = {"EDGEPROFILE_WORKSPACES__SHOP__INSIDER__IDENTIFIERS": '{"phone_number": "id"}'}
+    found = load(environ=environ).workspaces["shop"].insider
+    assert found is not None
+    assert found.identifiers == {"phone_number": "id"}
+
+
+OF_PROFILES = "expected an identifier of the profiles (id)"
+
+
+@pytest.mark.parametrize(
+    ("insider", "line"),
+    [
+        ("{}", "partner: expected a name in lower case, found nothing"),
+        ('{ partner = "MyBrand" }', 'partner: expected a name in lower case, found "MyBrand"'),
+        ('{ partner = "b", identifiers = "email" }', "identifiers: expected a table, found text"),
+        ('{ partner = "b", identifiers = ["email"] }', "identifiers: expected a table, found a list"),
+        ('{ partner = "b", identifiers = { email = 3 } }', "identifiers.email: expected a column, found 3"),
+        ('{ partner = "b", identifiers = { email = "" } }', 'identifiers.email: expected a column, found ""'),
+        ('{ partner = "b", identifiers = { email = {} } }', "identifiers.email: expected a column, found a table"),
+        ('{ partner = "b", identifiers = { "" = "id" } }', 'identifiers."": expected text, found ""'),
+        ('{ partner = "b", identifiers = { email = "mail" } }', f'identifiers.email: {OF_PROFILES}, found "mail"'),
+        (
+            '{ partner = "b", custom_identifiers = { "a b" = "id", "c.d" = "mail" } }',
+            f'custom_identifiers."c.d": {OF_PROFILES}, found "mail"',
+        ),
+        ('{ partner = "b", base_cost = -1 }', "base_cost: expected a number from 0 to 1000000, found -1"),
+        ('{ partner = "b", quota = 1 }', 'quota: expected a known key, found "quota"'),
+    ],
+)
+def test_a_wrong_table_of_a_dialect_is_named_down_to_the_name_in_it(insider: str, line: str, write: Write) -> None:
+    write(f"{SHOP}insider = {insider}")
+    assert str(fault()) == f"edgeprofile.toml: workspaces.shop.insider.{line}"
+
+
+@pytest.mark.parametrize(
+    ("value", "line"),
+    [
+        ('{"email": 3}', ".email: expected a column, found 3"),
+        ('{"email": "mail"}', f'.email: {OF_PROFILES}, found "mail"'),
+        ('{"email": "id"', ": expected a table, found text"),
+        ("email=id", ": expected a table, found text"),
+        ("", ": expected a table, found text"),
+        ('["email"]', ": expected a table, found a list"),
+        ("null", ": expected a table, found null"),
+    ],
+)
+def test_a_wrong_table_from_a_variable_names_the_variable(value: str, line: str, write: Write) -> None:
+    write(SHOP + INSIDER)
+    variable = "EDGEPROFILE_WORKSPACES__SHOP__INSIDER__IDENTIFIERS"
+    assert str(fault({variable: value})) == f"{variable}: workspaces.shop.insider.identifiers{line}"
+
+
+def test_two_workspaces_have_two_partners(write: Write) -> None:
+    bank = SHOP.replace("shop", "bank")
+    write(SHOP + INSIDER + bank + INSIDER)
+    found = "workspaces: expected an insider.partner of its own for each, found one that two have"
+    assert str(fault()) == f"edgeprofile.toml: {found}"
+    write(SHOP + INSIDER + bank + INSIDER.replace("mybrand", "the-bank"))
+    assert len(load(environ={}).workspaces) == 2
+
+
 # The reference
 
 
@@ -564,3 +690,4 @@ def test_the_reference_reads_types_and_defaults_off_the_structs() -> None:
     assert rows["workspaces.<name>.profiles.sql"] == ("SQL, or a path that ends in .sql", "required")
     kind = "a list (each a column or a table of column, unique, normalize)"
     assert rows["workspaces.<name>.profiles.identifiers"] == (kind, "[]")
+    assert rows["workspaces.<name>.insider.identifiers"] == ("a table", "{}")

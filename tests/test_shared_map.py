@@ -145,6 +145,30 @@ def test_processes_that_share_a_cell_take_exactly_what_it_holds(path: Path, kind
     assert _limiter.SharedMap(path).counter(0) == 100_000
 
 
+SPEND = """
+shared = _limiter.SharedMap(path)
+cell, calls = shared.cell(b"partner"), 0
+while True:
+    minute, _, wait_ns = shared.take_window(cell, 2_500, 100_000_000)
+    calls += 1
+    if wait_ns:
+        break
+    if calls % 3:
+        shared.add(minute % 2_048, 2_500)
+    else:
+        shared.give_back(cell, minute, 2_500)
+"""
+
+
+def test_processes_that_share_a_quota_use_exactly_its_total_in_a_minute(path: Path) -> None:
+    with workers(3, SPEND, path) as started:
+        assert [worker.wait(60) for worker in started] == [0, 0, 0]
+    used = [_limiter.SharedMap(path).counter(minute) for minute in range(COUNTERS)]
+    # Should a minute have ended meanwhile, the last process stopped when nothing was left of the one behind it.
+    [last] = [used[minute] for minute in range(COUNTERS) if used[minute] and not used[(minute + 1) % COUNTERS]]
+    assert max(used) == last == 100_000_000
+
+
 def test_a_process_killed_in_the_middle_leaves_the_cell_usable(path: Path) -> None:
     shared = _limiter.SharedMap(path)
     limits = compiled(policy(*SLOW["plain"]))

@@ -9,19 +9,30 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lmdb
 import pytest
-from fuzz_tree import BRANCH, DEPTH_AT, PAGE, PAGE_BYTES, ROOT_AT, Commit, database_at, small_file, write_file
+from fuzz_tree import (
+    BRANCH,
+    DEPTH_AT,
+    NODE_BYTES,
+    PAGE,
+    PAGE_BYTES,
+    ROOT_AT,
+    Commit,
+    database_at,
+    small_file,
+    write_file,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from workshop import WAIT_SECONDS_MAX, Workshop, environment
 
 from edgeprofile._tree import Tree
 from edgeprofile.errors import FormatUnsupported, SnapshotDamaged, StoreError
-from edgeprofile.reader import DATABASES, IDENTIFIERS, KEY_BYTES_MAX, LIB_VERSION, PROFILES, RECORDS, Reader
+from edgeprofile.reader import DATABASES, EVENTS, IDENTIFIERS, KEY_BYTES_MAX, LIB_VERSION, PROFILES, RECORDS, Reader
 
 DATABASE_BYTES = 48
 
@@ -36,6 +47,24 @@ def near(key: bytes) -> set[bytes]:
     return more | {key[:-1] + bytes([octet]) for octet in (key[-1] - 1, key[-1] + 1) if 0 <= octet < 256}
 
 
+def walk(tree: Tree, name: bytes) -> Iterator[bytes]:
+    """All keys of a database, each found as what is behind the one before."""
+    key = tree.after(name, b"")
+    while key is not None:
+        yield key
+        key = tree.after(name, key)
+
+
+def above(cursor: lmdb.Cursor, key: bytes) -> bytes | None:
+    """The first key above one, as LMDB's cursor has it, which takes none that no file can have."""
+    low = key[:KEY_BYTES_MAX]
+    if not (cursor.set_range(low) if low else cursor.first()):
+        return None
+    if cursor.key() == low and not cursor.next():
+        return None
+    return bytes(cursor.key())
+
+
 def assert_alike(path: Path, keys: set[bytes]) -> None:
     """Tree and LMDB say the same about all keys of the file, and about these."""
     tree = tree_of(path)
@@ -48,8 +77,11 @@ def assert_alike(path: Path, keys: set[bytes]) -> None:
                 pairs = dict(cursor)
                 assert tree.entries(name) == len(pairs)
                 assert {key: tree.get(name, key) for key in pairs} == pairs
-                missing = (keys | {other for key in keys for other in near(key)}) - pairs.keys()
-                assert [key for key in missing if tree.get(name, key) is not None] == []
+                beside = keys | {other for key in keys for other in near(key)}
+                assert [key for key in beside - pairs.keys() if tree.get(name, key) is not None] == []
+                assert tree.count(name, [(key, b"") for key in beside | pairs.keys()]) == len(pairs)
+                assert list(walk(tree, name)) == list(pairs)
+                assert {key: tree.after(name, key) for key in beside} == {key: above(cursor, key) for key in beside}
 
 
 # --- the same as LMDB ----------------------------------------------------------------------------------------------
@@ -113,6 +145,14 @@ def test_keys_that_lmdb_would_refuse_are_missing(tmp_path: Path) -> None:
     tree = tree_of(tmp_path / "profiles.mdb")
     assert tree.get(PROFILES, b"") is None
     assert tree.get(PROFILES, b"k" * 100_000) is None
+
+
+def test_nothing_is_behind_the_last_key_or_in_an_empty_database(tmp_path: Path) -> None:
+    found = small_file(tmp_path / "profiles.mdb")
+    tree = tree_of(tmp_path / "profiles.mdb")
+    assert tree.after(PROFILES, max(found[PROFILES])) is None
+    assert tree.after(PROFILES, b"\xff" * 100_000) is None
+    assert tree.after(EVENTS, b"") is None
 
 
 # --- the file ------------------------------------------------------------------------------------------------------
@@ -229,7 +269,28 @@ def test_pages_that_lead_to_themselves_are_damage_and_end(tmp_path: Path, depth:
     for key in found[PROFILES]:
         with pytest.raises(SnapshotDamaged):
             tree.get(PROFILES, key)
+        with pytest.raises(SnapshotDamaged):
+            tree.after(PROFILES, key)
+        with pytest.raises(SnapshotDamaged):
+            tree.count(PROFILES, [(key, b"")])
     assert tree.get(RECORDS, bytes(4)) is None
+
+
+def test_a_page_whose_keys_are_out_of_order_is_damage_and_leads_no_walk_in_circles(tmp_path: Path) -> None:
+    path = tmp_path / "profiles.mdb"
+    found = sorted(write_file(path, [{PROFILES: {b"%0100d" % n: b"" for n in range(100)}}])[PROFILES])
+    content = bytearray(path.read_bytes())
+    (root,) = struct.unpack_from("<Q", content, database_at(content, PROFILES) + ROOT_AT)
+    second = root * PAGE_BYTES + struct.unpack_from("<H", content, root * PAGE_BYTES + PAGE.size + 2)[0]
+    leaf = PAGE_BYTES * struct.unpack_from("<H", content, second)[0]
+    first = leaf + struct.unpack_from("<H", content, leaf + PAGE.size)[0] + NODE_BYTES
+    before = found.index(bytes(content[first : first + 100])) - 1
+    content[first : first + 100] = b"!" * 100
+    path.write_bytes(content)
+    tree = tree_of(path)
+    assert tree.after(PROFILES, found[before - 1]) == found[before]
+    with pytest.raises(SnapshotDamaged):
+        tree.after(PROFILES, found[before])
 
 
 @pytest.mark.parametrize("depth", [33, 65535])

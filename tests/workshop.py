@@ -80,10 +80,6 @@ class Workshop:
         outcome = refresh(self.settings(), NAME, force=force, progress=progress or (lambda *_: None))
         return outcome.outcome
 
-    def roll_back(self) -> snapshot.Manifest:
-        """Makes the snapshot before the current one current."""
-        return snapshot.rollback(self.home, partial(follow, self.home))
-
     def settings(self) -> settings.Settings:
         return settings.load(self.folder / settings.FILE, {})
 
@@ -148,6 +144,11 @@ class Workshop:
         """What a build left behind that no snapshot is."""
         found = [*self.snapshots.glob(snapshot.BUILDING + "*"), *self.home.glob("*.new"), *self.home.glob(".scratch")]
         return sorted(path.name for path in found)
+
+
+def roll_back(home: Path) -> snapshot.Manifest:
+    """Makes the snapshot before the current one current, as an operator does."""
+    return snapshot.rollback(home, partial(follow, home))
 
 
 def environment() -> dict[str, str]:

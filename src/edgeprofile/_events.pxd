@@ -41,6 +41,7 @@ cdef class Wanted:
 cdef class History:
     cdef Store store
     cdef bytes primary
+    cdef list held  # what is live of it: copies
     # The directory, behind its check, and of how many blocks.
     cdef const char* directory
     cdef size_t blocks
@@ -54,7 +55,7 @@ cdef class History:
     cdef uint32_t at
     cdef readonly uint32_t blocks_read, records_read
     cdef int find(self, Store store, bytes primary) except -1
-    cdef int find_directory(self) except -1
+    cdef const char* live_block(self, const Block* block) except? NULL
     cdef void read_block(self, size_t number, Block* block) noexcept nogil
     cdef void read_mark(self, uint32_t number, Mark* mark) noexcept nogil
     cdef int open(self, size_t number) except -1

@@ -72,3 +72,6 @@ class Gate:
 
     def admit(self, grant: Grant, meter: Meter, cost: int) -> int:
         """Takes tokens from the buckets of one of the key's meters. Raises RateLimited, or what `limited` makes."""
+
+    def used_percent(self, meter: Meter) -> int:
+        """How much of a meter's tokens is gone, in whole per cent: 0 when rested, 100 when none is left."""

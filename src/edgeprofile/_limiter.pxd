@@ -37,4 +37,5 @@ cdef class SharedMap:
     # take_c returns the wait in ns: 0 if the request passed, INT64_MAX if it costs more than a bucket can hold.
     # `bucket` is set when it did not pass: 0 is sustained, 1 is peak.
     cdef int64_t take_c(self, uint32_t cell, const CPolicy* policy, uint32_t cost, int* bucket) noexcept nogil
+    cdef int used_c(self, uint32_t cell, const CPolicy* policy) noexcept nogil
     cdef void add_c(self, uint32_t index, uint64_t n) noexcept nogil

@@ -28,6 +28,18 @@ class SharedMap:
     def take_bucket(self, cell: int, policy: Policy, cost: int, now_ns: int | None = None) -> tuple[int, int]:
         """As `take`, with the index of the bucket that takes the longest to have enough (0 if none does)."""
 
+    def take_window(self, cell: int, cost: int, total: int, now_ns: int | None = None) -> tuple[int, int, int]:
+        """Takes `cost` of a quota of `total` a minute, both in thousandths: (minute, used, wait_ns).
+
+        With a wait, which may be `limiter.NEVER`, nothing is taken. Of a cell that no policy takes from.
+        """
+
+    def give_back(self, cell: int, minute: int, cost: int) -> None:
+        """Undoes what `take_window` took in that minute, unless another has begun."""
+
+    def used_percent(self, cell: int, policy: Policy, now_ns: int | None = None) -> int:
+        """How much of the tokens is gone, as `limiter.used_percent`; `now_ns` and IndexError as in `take`."""
+
     def add(self, index: int, n: int) -> None:
         """Adds to one of the 2,048 counters, modulo 2**64; IndexError if there is no such counter."""
 

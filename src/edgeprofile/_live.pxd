@@ -28,6 +28,7 @@ cdef class Live:
     cdef int look(self) except -1
     cdef bint is_past(self) noexcept nogil
     cdef bytes find(self, int database, bytes key)
+    cdef bytes find_after(self, int database, bytes key)
     cdef int take(self) except -1
     cdef void read_meta(self, int number, Meta* meta) noexcept
     cdef void read_newest_meta(self, Meta* meta) noexcept

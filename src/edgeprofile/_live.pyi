@@ -29,5 +29,8 @@ class Live:
     def transaction(self) -> int:
         """The last one that was announced."""
 
+    def after(self, name: bytes, key: bytes) -> bytes | None:
+        """The first key above this one, the first of all above an empty one; None where there is none."""
+
     def get(self, name: bytes, key: bytes) -> bytes | None:
         """A copy of a key's value, or None. Raises LiveDamaged."""

@@ -6,8 +6,7 @@ from libc.stdint cimport uint64_t
 from edgeprofile._events cimport Wanted
 from edgeprofile._exchange cimport Exchange, Route
 from edgeprofile._gate cimport Gate, Grant
-from edgeprofile._record cimport View
-from edgeprofile._store cimport Plan, Store
+from edgeprofile._store cimport Found, Plan, Store
 
 
 @cython.final
@@ -23,9 +22,9 @@ cdef class Lookup:
     cdef Wanted wanted_of(self, bytes query)
     cdef bint is_known(self, Exchange exchange, bytes etag) except -1
     cdef int send(self, Exchange exchange, bytes etag, bytes body, int form) except -1
-    cdef bytes body_of(self, View* view, Plan plan, Store store)
-    cdef bytes collect(self, Store store, list asked, Plan plan)
-    cdef bint find(self, View* view, Store store, asked, int number) except -1
+    cdef bytes body_of(self, Found found, Plan plan, Store store)
+    cdef bytes collect(self, Store store, list asked, fields)
+    cdef Found find(self, Store store, asked, int number)
     cdef bytes primary_asked(self, Store store, asked, int number)
     cdef Grant authorize(self, Exchange exchange)
     cdef int check_answer(self, uint64_t size) except -1

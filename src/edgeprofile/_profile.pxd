@@ -4,7 +4,7 @@ cimport cython
 from libc.stdint cimport uint64_t
 
 from edgeprofile._record cimport Run, View
-from edgeprofile._store cimport Store
+from edgeprofile._store cimport Found, Store
 from json_text cimport Buffer
 
 
@@ -34,7 +34,7 @@ cdef class Template:
 cdef class Profile:
     cdef Store store
     cdef readonly bytes primary
-    cdef View view
+    cdef Found found
 
 
 cdef bytes render(const View* view, Template template, tuple slots, uint64_t bytes_max)

@@ -1,7 +1,10 @@
-from collections.abc import Sequence
-from typing import Any, Self, final
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Self, TypeVar, final
 
 from edgeprofile._store import Store
+from edgeprofile.record import Schema
+
+_T = TypeVar("_T")
 
 CONSTANT: int
 SLOT: int
@@ -44,6 +47,13 @@ class Profile:
     @property
     def updated_us(self) -> int:
         """When it was updated, in microseconds since 1970."""
+
+    @property
+    def schema(self) -> Schema:
+        """The schema of its record. One that an update changed may have more attributes than the others."""
+
+    def recall(self, key: Hashable, make: Callable[[], _T]) -> _T:
+        """What `make` gave when it was first asked for under this key, for a record of this schema."""
 
     def value(self, field: int) -> bytes | None:
         """The JSON value of a field by its number; None where it lacks the field. Raises RecordDamaged."""

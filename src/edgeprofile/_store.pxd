@@ -3,6 +3,7 @@
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
+from edgeprofile._live cimport Live
 from edgeprofile._record cimport Cut, Run, View
 from edgeprofile._tree cimport Tree
 
@@ -39,22 +40,58 @@ cdef class Plan:
 
 
 @cython.final
-cdef class Store:
-    cdef readonly object reader, schema, events_schema
-    cdef Tree tree
-    cdef dict namespaces, plans, recalled
+cdef class Recalled:
+    cdef dict table
+    cdef object recall(self, key, make)
+
+
+@cython.final
+cdef class Form:
+    cdef readonly object schema
     cdef int first_audience
+    cdef dict plans
+    cdef Recalled recalled
+    cdef Plan keep(self, bytes key, parsed)
+
+
+@cython.final
+cdef class Found:
+    cdef View view
+    cdef Form form
+    cdef bytes held
+
+
+@cython.final
+cdef class Store:
+    cdef readonly object reader
+    cdef Tree tree
+    cdef Live live  # None where the snapshot has none
+    cdef object read_schema, read_events_schema
+    cdef Form base, newest
+    cdef dict forms, namespaces
+    cdef Recalled recalled  # of what goes with the events' schema
+    cdef object known_events_schema
+    cdef bytes events_content
+    cdef uint64_t events_seen
     cdef int name_field  # of an event's record
     cdef Segments records, events
     cdef int find_segments(self, Segments* segments, int database, uint32_t count) except -1
     cdef int locate(self, bytes primary, const unsigned char** record, uint32_t* size) except -1
-    cdef int open(self, View* view, bytes primary) except -1
-    cdef Py_ssize_t measure(self, View* view, Plan plan, Cut* made) except -1
-    cdef void write(self, View* view, Plan plan, Cut* made, char* to) noexcept
-    cdef Plan plan_of(self, bytes query, parse)
-    cdef Plan plan_of_fields(self, fields, choose)
-    cdef Plan keep(self, bytes key, parsed)
+    cdef Found open(self, bytes primary)
+    cdef int expect(self, bytes primary) except -1
+    cdef Py_ssize_t measure(self, Found found, Plan plan, Cut* made) except -1
+    cdef void write(self, Found found, Plan plan, Cut* made, char* to) noexcept
+    cdef Plan plan_of(self, Form form, bytes query, parse)
+    cdef Plan plan_of_fields(self, Form form, fields, choose)
+    cdef object ask(self, Form form, parse, asked)
+    cdef bytes live_value(self, int database, bytes key)
+    cdef bint find_live(self, Found found, bytes primary, const unsigned char** record, uint32_t* size) except -1
+    cdef Form form_of(self, uint32_t generation)
+    cdef bint learn(self) except -1
     cpdef bytes primary_of(self, bytes namespace, bytes value, object normalize)
+    cpdef list primaries_of(self, bytes namespace, bytes value, object normalize, Py_ssize_t count)
+    cdef bytes own_after(self, bytes last)
+    cdef bytes live_after(self, bytes last)
 
 
 @cython.final

@@ -1,6 +1,7 @@
 from collections.abc import Callable, Hashable
 from typing import Self, TypeVar, final
 
+from edgeprofile._live import Live
 from edgeprofile.history import EventsSchema
 from edgeprofile.reader import Reader
 from edgeprofile.record import Runs, Schema
@@ -14,10 +15,35 @@ class Plan:
     def __new__(cls, runs: Runs, with_audiences: bool, is_whole: bool) -> Self: ...
 
 @final
-class Store:
-    """An open snapshot, as lookups see it. It keeps `reader`, and must be let go of before that is closed."""
+class Form:
+    """The records of one schema, and what was made of it. Only compiled code makes and uses these."""
 
-    def __new__(cls, reader: Reader) -> Self: ...
+    def __new__(cls, schema: Schema) -> Self: ...
+    @property
+    def schema(self) -> Schema: ...
+
+@final
+class Recalled:
+    """A bounded table of what was made once. Only compiled code makes and uses these."""
+
+@final
+class Found:
+    """A record that was found. Only compiled code makes and uses these."""
+
+@final
+class Store:
+    """An open snapshot with its live layer, as lookups see them. It must be let go of before `reader` is closed.
+
+    `read_schema` and `read_events_schema` read what the live layer has of later schemas.
+    """
+
+    def __new__(
+        cls,
+        reader: Reader,
+        live: Live | None = None,
+        read_schema: Callable[[bytes], Schema] | None = None,
+        read_events_schema: Callable[[bytes], EventsSchema] | None = None,
+    ) -> Self: ...
     @property
     def reader(self) -> Reader: ...
     @property
@@ -31,6 +57,21 @@ class Store:
         """The primary id of the profile that an identifier finds: of several, the most recently updated.
 
         `normalize` lower-cases a value that is not ASCII. Raises ProfileNotFound, UnknownNamespace, RecordDamaged.
+        """
+
+    def primaries_of(
+        self, namespace: bytes, value: bytes, normalize: Callable[[bytes], bytes], count: int
+    ) -> list[bytes]:
+        """The primary ids of the profiles that an identifier finds, those updated last first; at most `count`.
+
+        By the primary namespace it is the value itself, be there such a profile or not. `normalize` lower-cases a
+        value that is not ASCII. Raises UnknownNamespace, ProfileNotFound and RecordDamaged.
+        """
+
+    def ids_after(self, primary: bytes | None, count: int) -> list[bytes]:
+        """The next `count` primary ids behind one in their binary order, or the first for None; fewer at the end.
+
+        That one need not be there. Raises SnapshotDamaged.
         """
 
 @final

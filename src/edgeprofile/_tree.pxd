@@ -3,7 +3,7 @@
 cimport cython
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-# What `find` says.
+# What `find` and `find_after` say.
 cdef enum:
     MISSING
     FOUND
@@ -56,6 +56,10 @@ cdef int read(const Map* map, const Database* database, uint16_t flags, const ch
               const char** value, size_t* value_bytes) noexcept nogil
 
 
+cdef int read_after(const Map* map, const Database* database, const char* key, size_t key_bytes,
+                    const char** above, size_t* above_bytes) noexcept nogil
+
+
 @cython.final
 cdef class Tree:
     cdef Map map
@@ -63,3 +67,5 @@ cdef class Tree:
     cdef tuple names
     cdef int find(self, int database, const char* key, size_t key_bytes,
                   const char** value, size_t* value_bytes) noexcept nogil
+    cdef int find_after(self, int database, const char* key, size_t key_bytes,
+                        const char** above, size_t* above_bytes) noexcept nogil

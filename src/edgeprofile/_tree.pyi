@@ -1,3 +1,4 @@
+from collections.abc import Iterable
 from os import PathLike
 from typing import Self, final
 
@@ -15,3 +16,9 @@ class Tree:
 
     def get(self, name: bytes, key: bytes) -> bytes | None:
         """A copy of a key's value, or None. Raises SnapshotDamaged."""
+
+    def after(self, name: bytes, key: bytes) -> bytes | None:
+        """The first of a database's keys above this one (b"" is below all), or None. Raises SnapshotDamaged."""
+
+    def count(self, name: bytes, entries: Iterable[tuple[bytes, bytes]]) -> int:
+        """How many of these entries have a key that is in a database. Raises SnapshotDamaged."""

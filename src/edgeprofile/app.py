@@ -18,13 +18,24 @@ from edgeprofile._lookup import Lookup
 from edgeprofile._metrics import Recorder, clock_ns
 from edgeprofile._store import Workspace
 from edgeprofile._surface import Surface
-from edgeprofile.api import dialect, native
+from edgeprofile.api import dialect, insider, mparticle, native
 from edgeprofile.api.problems import HANDLERS, problem
+from edgeprofile.api.tokens import PATH as TOKEN_PATH
+from edgeprofile.api.tokens import Tokens
 from edgeprofile.errors import ApiError, MalformedBody, RateLimited
 from edgeprofile.metrics import Counter, limited_slot, slots
 from edgeprofile.metrics import Surface as Counted
 from edgeprofile.settings import Settings
-from edgeprofile.watch import BodyWatcher, KeyWatcher, ParentWatcher, SnapshotWatcher, Watched, Watcher
+from edgeprofile.signing import SigningKeys
+from edgeprofile.watch import (
+    BodyWatcher,
+    KeyWatcher,
+    ParentWatcher,
+    SigningWatcher,
+    SnapshotWatcher,
+    Watched,
+    Watcher,
+)
 
 SHARED_MAP = "shared.map"
 # How long a watcher's thread may hold up a lookup that waits for the interpreter.
@@ -65,10 +76,23 @@ def build_app(settings: Settings) -> Front:
     def recorder(surface: Counted) -> Recorder:
         return Recorder(shared, *slots(surface))
 
+    signing = SigningKeys()
+    service = dialect.Service(gate, shared, workspaces, settings.limits.response_bytes_max, signing)
+    surfaces = [Surface(lookup, recorder(Counted.NATIVE_BATCH), paths=(native.MANY_PATH,))]
+    partners = {name: each.insider for name, each in settings.workspaces.items() if each.insider}
+    if partners:
+        handler = insider.InsiderApi(service, partners)
+        surfaces.append(Surface(handler, recorder(Counted.INSIDER), paths=(insider.PATH,)))
+    mparticles = {name: each.mparticle for name, each in settings.workspaces.items() if each.mparticle}
+    if mparticles:
+        tokens = Tokens(service, {name: table.audience for name, table in mparticles.items()})
+        profiles = mparticle.Dialect(service, mparticles)
+        surfaces.append(Surface(tokens, recorder(Counted.MPARTICLE), paths=(TOKEN_PATH,)))
+        surfaces.append(Surface(profiles, recorder(Counted.MPARTICLE), prefixes=(mparticle.PREFIX,)))
     front = Front(
         _recorded(app, recorder(Counted.OTHER)),
         lookup,
-        [Surface(lookup, recorder(Counted.NATIVE_BATCH), paths=(native.MANY_PATH,))],
+        surfaces,
         shared,
         recorder=recorder(Counted.NATIVE),
         damaged_counter=Counter.RECORDS_DAMAGED,
@@ -76,6 +100,8 @@ def build_app(settings: Settings) -> Front:
         request_bytes_max=settings.limits.request_bytes_max,
     )
     watched = [keys, *snapshots, BodyWatcher(front), ParentWatcher()]
+    if settings.signs:
+        watched.append(SigningWatcher(settings.data_dir, signing))
     return front
 
 

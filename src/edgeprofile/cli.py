@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime as dt
 import json
 import os
 import re
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,11 +15,9 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from edgeprofile import keys, reader, snapshot, status
+from edgeprofile import keys, locks, outcomes, reader, snapshot, status
 from edgeprofile.errors import EdgeprofileError, ModelError, UsageError
 from edgeprofile.settings import DURATION_UNITS_S, Server, Settings, load
-
-NICENESS = 10
 
 Arguments = argparse.Namespace
 
@@ -76,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("load", parents=[common], help="run the model and publish what it gives")
     command.add_argument("--workspace", metavar="W", help="only this workspace (default: all)")
+    command.add_argument("--watch", action="store_true", help="do so by each workspace's cadence, until SIGTERM")
     command.add_argument("--force", action="store_true", help="publish even an empty, shrunk or unchanged result")
     command.set_defaults(run=run_load)
 
@@ -86,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="for programs")
     command.set_defaults(run=run_status)
 
-    _keys_parser(commands.add_parser("keys", help="create, list and revoke API keys"), common)
+    _keys_parser(commands.add_parser("keys", help="create, list and revoke API keys, rotate signing keys"), common)
     _snapshots_parser(commands.add_parser("snapshots", help="list, verify and roll back snapshots"), common)
     config = commands.add_parser("config", help="check the settings").add_subparsers(required=True, metavar="COMMAND")
     command = config.add_parser("check", parents=[common], help="read the settings, plan the model, name every problem")
@@ -122,6 +121,11 @@ def _keys_parser(command: argparse.ArgumentParser, common: argparse.ArgumentPars
     revoke.add_argument("public_id", metavar="PUBLIC_ID", help="the 12 characters behind sk_live_")
     revoke.add_argument("--workspace", metavar="W", help="only if the key is this workspace's")
     revoke.set_defaults(run=run_keys_revoke)
+    rotate = actions.add_parser(
+        "rotate-signing", parents=[common], help="sign access tokens by a new key; those that were given out stay good"
+    )
+    rotate.add_argument("--drop-old", action="store_true", help="end those at once: for a key that leaked")
+    rotate.set_defaults(run=run_keys_rotate_signing)
 
 
 def _snapshots_parser(command: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
@@ -173,19 +177,30 @@ def run_demo(arguments: Arguments) -> int:
 
 
 def run_load(arguments: Arguments) -> int:
+    if arguments.watch and arguments.force:
+        raise UsageError("--force is for one load that somebody looks at, not for --watch")
+    settings = _settings(arguments)
+    names = [arguments.workspace] if arguments.workspace else list(settings.workspaces)
+    if arguments.watch:
+        from edgeprofile.loader.watch import watch
+
+        watch(settings, names, status.say_refresh)
+        return 0
+    return _load_once(settings, names, force=arguments.force)
+
+
+def _load_once(settings: Settings, names: list[str], *, force: bool) -> int:
+    from edgeprofile.loader.process import be_gentle, interruptible
     from edgeprofile.loader.refresh import refresh
 
-    settings = _settings(arguments)
-    # Not by way of SIGINT, which a shell has its background processes ignore.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    # Lookups come first; the kernel derives the priority of reads and writes from this too.
-    os.nice(NICENESS)
+    be_gentle()
     worst = 0
-    for name in [arguments.workspace] if arguments.workspace else settings.workspaces:
+    for name in names:
         try:
-            with status.progress(sys.stderr) as progress:
-                outcome = refresh(settings, name, force=arguments.force, progress=progress)
-            print(status.outcome_line(name, outcome))
+            with interruptible() as at:
+                with status.progress(sys.stderr) as progress:
+                    outcome = refresh(settings, name, force=force, progress=progress, at=at)
+                print(status.outcome_line(name, outcome))
         except EdgeprofileError as error:
             complain(error, name)
             worst = max(worst, error.exit_status)
@@ -201,7 +216,7 @@ def run_serve(arguments: Arguments) -> int:
 
 def run_status(arguments: Arguments) -> int:
     settings = _settings(arguments)
-    found = [status.of_workspace(settings.data_dir, name) for name in settings.workspaces]
+    found = [status.of_workspace(settings, name) for name in settings.workspaces]
     if arguments.json:
         print(json.dumps(found, indent=2))
     else:
@@ -252,6 +267,15 @@ def run_keys_revoke(arguments: Arguments) -> int:
     return 0
 
 
+def run_keys_rotate_signing(arguments: Arguments) -> int:
+    # Imported here: of all commands, only this one and `serve` need cryptography.
+    from edgeprofile import signing
+
+    *old, new = signing.rotate(_settings(arguments).data_dir, drop_old=arguments.drop_old)
+    print(f"key {new.kid} signs from now on; {len(old)} older ones go on verifying what they signed")
+    return 0
+
+
 def run_snapshots_list(arguments: Arguments) -> int:
     status.print_snapshots(_home(_settings(arguments), arguments))
     return 0
@@ -276,11 +300,15 @@ def run_snapshots_rollback(arguments: Arguments) -> int:
     from edgeprofile.loader.following import follow
 
     home = _home(_settings(arguments), arguments)
-    with snapshot.loader_lock(home):
+    attempt = outcomes.Attempt.begin()
+    with locks.loading(home):
         manifest = snapshot.rollback(home, partial(follow, home))
+        with contextlib.suppress(OSError):
+            outcomes.note(home, attempt.ended(outcomes.ROLLED_BACK, snapshot=manifest.name, profiles=manifest.profiles))
     when = dt.datetime.fromtimestamp(manifest.finished_at, dt.UTC)
     print(f"serving {manifest.name} again, {manifest.profiles} profiles as of {when:%Y-%m-%d %H:%M:%S} UTC")
-    print("the next load will publish what the model gives then: mend it first", file=sys.stderr)
+    print("the next edgeprofile load will publish what the model gives then: mend it first", file=sys.stderr)
+    print("load --watch leaves this workspace alone until that", file=sys.stderr)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`edgeprofile demo`: a sample shop of any size, loaded and served, with a key and a request to try it by."""
+"""`edgeprofile demo`: a sample shop of any size, loaded, served and kept fresh, with a request to try it by."""
 
 from __future__ import annotations
 
@@ -64,10 +64,16 @@ def fresh_key(data_dir: Path) -> str:
 
 
 def serve_and_announce(settings: Settings, port: int, admin_port: int, key: str) -> int:
-    """Runs the server as a process of its own, prints a request that works once it is ready, and waits for its end."""
+    """Runs the server and the loader's watcher, each as a process of its own, as an operator would, and prints a
+    request that works once the server is ready. Waits for the server's end, and returns its exit status.
+
+    Another demo may be watching the same folder already; then this one's watcher says so and ends.
+    """
     host = settings.server.host
     ports = {"EDGEPROFILE_SERVER__PORT": str(port), "EDGEPROFILE_SERVER__ADMIN_PORT": str(admin_port)}
-    server = subprocess.Popen([*COMMAND, "serve", "--config", str(settings.file)], env=os.environ | ports)
+    config = ("--config", str(settings.file))
+    server = subprocess.Popen([*COMMAND, "serve", *config], env=os.environ | ports)
+    watcher = subprocess.Popen([*COMMAND, "load", "--watch", *config])
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: server.terminate())
     try:
@@ -76,10 +82,13 @@ def serve_and_announce(settings: Settings, port: int, admin_port: int, key: str)
             print(f"curl -H 'Authorization: Bearer {key}' http://{host}:{port}/v1/profiles/id/{PROFILE_ID}", flush=True)
         return server.wait()
     except KeyboardInterrupt:
-        # The terminal has sent it to the server too.
+        # The terminal has sent it to the others too.
         server.terminate()
         server.wait()
         return 0
+    finally:
+        watcher.terminate()
+        watcher.wait()
 
 
 def _is_ready(server: subprocess.Popen[bytes], host: str, port: int) -> bool:

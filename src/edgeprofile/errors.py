@@ -3,7 +3,7 @@
 EdgeprofileError                  anything below; has a `hint` for whoever must act
 ├── SettingsError                 a setting is wrong                        exit status 2
 ├── UsageError                    a command is misused                      exit status 2
-├── KeyFileError                  the file of API keys cannot be read       exit status 1
+├── KeyFileError                  a file of keys cannot be used             exit status 1
 ├── ModelError                    the model cannot be served as it stands   exit status 1
 ├── SourceError                   the warehouse did not answer the model    exit status 1
 ├── RefreshRefused                a guard would not let a result go out     exit status 1
@@ -70,7 +70,7 @@ class UsageError(EdgeprofileError):
 
 
 class KeyFileError(EdgeprofileError):
-    """The file of API keys is damaged or cannot be written."""
+    """The file of API keys, or that of signing keys, is damaged or cannot be written."""
 
 
 class ModelError(EdgeprofileError):

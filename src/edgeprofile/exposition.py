@@ -1,6 +1,7 @@
-"""What is known of a running service, as Prometheus's families: the shared file's counters, and the snapshots on disk.
+"""What is known of a running service, as Prometheus's families: the shared file's counters, snapshots and outcomes.
 
-Labels are surfaces, statuses, workspaces and names of snapshots, of which there are few. No id, value or key is one.
+Labels are surfaces, statuses, workspaces, names of snapshots, outcomes and reasons, of which there are few.
+No id, value or key is one.
 """
 
 from __future__ import annotations
@@ -10,10 +11,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 from prometheus_client import Metric
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    SummaryMetricFamily,
+)
 from prometheus_client.registry import Collector
 
-from edgeprofile import snapshot
+from edgeprofile import locks, outcomes, snapshot
 from edgeprofile._limiter import SharedMap
 from edgeprofile.errors import EdgeprofileError
 from edgeprofile.metrics import BOUNDS_NS, OTHER_STATUS, STATUSES, Counter, Surface, limited_slot, slots
@@ -53,6 +60,7 @@ class Exposition(Collector):
         for counter, (name, meaning) in TOTALS.items():
             yield CounterMetricFamily(name, meaning, self._shared.counter(counter))
         yield from self._snapshots()
+        yield from self._refreshes()
         yield GaugeMetricFamily("edgeprofile_workers", "Server processes that are kept running.", self._workers)
         yield GaugeMetricFamily(
             "edgeprofile_start_time_seconds", "When the service started, in Unix seconds.", self._started_at
@@ -78,19 +86,63 @@ class Exposition(Collector):
     def _snapshots(self) -> Iterator[Metric]:
         """What is published, of each workspace where that is whole as far as its manifest tells."""
         info = InfoMetricFamily("edgeprofile_snapshot", "The published snapshot.", labels=["workspace"])
-        age = GaugeMetricFamily(
-            "edgeprofile_snapshot_age_seconds", "Age of the published snapshot.", labels=["workspace"]
+        age, staleness, profiles = (
+            GaugeMetricFamily(name, meaning, labels=["workspace"])
+            for name, meaning in (
+                ("edgeprofile_snapshot_age_seconds", "Age of the published snapshot."),
+                ("edgeprofile_staleness_seconds", "Since the warehouse was last seen to hold what is served."),
+                ("edgeprofile_profiles", "Profiles in the published snapshot."),
+            )
         )
-        profiles = GaugeMetricFamily(
-            "edgeprofile_profiles", "Profiles in the published snapshot.", labels=["workspace"]
+        rejected = GaugeMetricFamily(
+            "edgeprofile_rejected_rows",
+            "Rows that are left out of the published snapshot.",
+            labels=["workspace", "model", "reason"],
         )
         for name in self._settings.workspaces:
+            home = snapshot.home(self._settings.data_dir, name)
             with suppress(EdgeprofileError, OSError):
-                manifest = snapshot.current_manifest(snapshot.home(self._settings.data_dir, name))
+                manifest = snapshot.current_manifest(home)
+                now = time.time()
                 info.add_metric([name], {"snapshot": manifest.name})
-                age.add_metric([name], max(0.0, time.time() - manifest.finished_at))
+                age.add_metric([name], max(0.0, now - manifest.finished_at))
+                staleness.add_metric([name], max(0.0, now - outcomes.read(home).seen_at(manifest)))
                 profiles.add_metric([name], manifest.profiles)
-        yield from (info, age, profiles)
+                for model, counts in (("profiles", manifest.rejected), ("events", manifest.events_rejected)):
+                    for reason, count in counts.items():
+                        rejected.add_metric([name, model, reason], count)
+        yield from (info, age, staleness, profiles, rejected)
+
+    def _refreshes(self) -> Iterator[Metric]:
+        """How loading goes, which is another process's doing: all of it is read from the workspaces' folders."""
+        total = CounterMetricFamily(
+            "edgeprofile_refresh_total", "Refreshes that ended, and rollbacks.", labels=["workspace", "outcome"]
+        )
+        duration = SummaryMetricFamily(
+            "edgeprofile_refresh_duration_seconds", "How long refreshes took.", labels=["workspace"]
+        )
+        evicted = CounterMetricFamily(
+            "edgeprofile_evicted_total", "Profiles that a new snapshot no longer had.", labels=["workspace"]
+        )
+        staleness_max, rolled_back, watched = (
+            GaugeMetricFamily(name, meaning, labels=["workspace"])
+            for name, meaning in (
+                ("edgeprofile_staleness_max_seconds", "What the staleness stays below where every refresh succeeds."),
+                ("edgeprofile_rolled_back", "Whether an older snapshot was chosen, and nothing loaded since."),
+                ("edgeprofile_watched", "Whether a process keeps the workspace fresh."),
+            )
+        )
+        for name, workspace in self._settings.workspaces.items():
+            home = snapshot.home(self._settings.data_dir, name)
+            known, watcher = outcomes.read(home), locks.watcher(home)
+            for outcome, count in known.counts.items():
+                total.add_metric([name, outcome], count)
+            duration.add_metric([name], known.refreshes, known.seconds)
+            evicted.add_metric([name], known.evicted)
+            staleness_max.add_metric([name], known.staleness_max_s(workspace.refresh_s))
+            rolled_back.add_metric([name], known.rolled_back)
+            watched.add_metric([name], watcher is not None and watcher.alive)
+        yield from (total, duration, evicted, staleness_max, rolled_back, watched)
 
 
 def _cumulated(counts: list[int]) -> list[tuple[str, float]]:

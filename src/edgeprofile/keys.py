@@ -7,28 +7,21 @@ refused without a look-up, and a secret scanner knows a real one.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
-import os
 import re
 import secrets
 import string
 import time
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from edgeprofile.errors import KeyFileError, UsageError
-
-FILE_NAME = "keys.json"
-LOCK_NAME = "keys.lock"
-TEMP_NAME = "keys.json.tmp"
-FORMAT = 1
+from edgeprofile.errors import UsageError
+from edgeprofile.keyfile import KeyFile
 
 SCOPES = ("read", "write")
 NAME_CHARS_MAX = 100
@@ -40,9 +33,6 @@ BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _PUBLIC_ID = re.compile(r"[0-9A-Za-z]{12}")
 _TOKEN = re.compile(rb"sk_live_([0-9A-Za-z]{12})_[0-9A-Za-z]{43}([0-9A-Za-z]{6})")
 _NO_HASH = "-" * 64  # As long as a SHA-256 in hex, and never equal to one.
-
-Stamp = tuple[int, int, int]
-"""`(st_mtime_ns, st_ino, st_size)` of the file; every replacement changes it."""
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -76,26 +66,22 @@ class Key(msgspec.Struct, frozen=True):
         return f"Key({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
 
+FILE = KeyFile("keys", list[Key], hint="Put back a copy of it, or move it away and mint new keys.")
+
+
 class KeyTable(msgspec.Struct, frozen=True):
-    """One reading of the file, by public id, that never changes; `stamp` is the file's, None if there is none."""
+    """One reading of the file, by public id, that never changes."""
 
     keys: dict[str, Key]
-    stamp: Stamp | None
+
+    @classmethod
+    def of(cls, keys: Iterable[Key]) -> KeyTable:
+        return cls({key.public_id: key for key in keys})
 
     @classmethod
     def load(cls, data_dir: Path) -> KeyTable:
         """Read the file; a missing one is an empty table. Raises KeyFileError if it is damaged or unreadable."""
-        path = data_dir / FILE_NAME
-        try:
-            with path.open("rb") as file:
-                # The stamp is that of the file read, even if another takes its place meanwhile.
-                stamp = _stamp(os.fstat(file.fileno()))
-                content = file.read()
-        except FileNotFoundError:
-            return cls({}, None)
-        except OSError as error:
-            raise KeyFileError(f"{path}: cannot be read: {error.strerror}") from None
-        return cls({key.public_id: key for key in _decode(content, path)}, stamp)
+        return cls.of(FILE.read(data_dir))
 
     def find(self, token: bytes, now_s: float) -> Key | None:
         """The usable key that this token is, or None for every other token, whatever is wrong with it."""
@@ -114,17 +100,6 @@ def parse_public_id(token: bytes) -> str | None:
     if match is None or _checksum(token[: match.start(2)]) != match[2].decode():
         return None
     return match[1].decode()
-
-
-def stamp_of(data_dir: Path) -> Stamp | None:
-    """The stamp of the file as it is now, None if there is none: a watcher reloads when it differs from its table's."""
-    path = data_dir / FILE_NAME
-    try:
-        return _stamp(path.stat())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise KeyFileError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def create(
@@ -164,8 +139,8 @@ def create(
         burst_rate=burst_rate,
         burst_seconds=burst_seconds,
     )
-    with _locked(data_dir):
-        _write(data_dir, [*KeyTable.load(data_dir).keys.values(), key])
+    with FILE.locked(data_dir):
+        FILE.write(data_dir, [*KeyTable.load(data_dir).keys.values(), key])
     return token, key
 
 
@@ -180,7 +155,7 @@ def revoke(data_dir: Path, public_id: str, workspace: str | None = None) -> Key:
             "this is not a key's public id",
             hint="Give only the 12 characters between sk_live_ and the next _, never the whole key.",
         )
-    with _locked(data_dir):
+    with FILE.locked(data_dir):
         keys = KeyTable.load(data_dir).keys
         key = keys.get(public_id)
         if key is None or workspace not in (None, key.workspace):
@@ -188,7 +163,7 @@ def revoke(data_dir: Path, public_id: str, workspace: str | None = None) -> Key:
         if key.revoked_at is None:
             key = msgspec.structs.replace(key, revoked_at=int(time.time()))
         # Written even if revoked before: the write then may have failed to reach the disk.
-        _write(data_dir, list((keys | {public_id: key}).values()))
+        FILE.write(data_dir, (keys | {public_id: key}).values())
     return key
 
 
@@ -238,64 +213,3 @@ def _check_limits(
     if not RATE_MIN <= rate <= burst_rate <= RATE_MAX:
         raise UsageError(f"a key's rate is from {RATE_MIN} to {RATE_MAX} a second, and its burst rate no less")
     return rate, burst_rate, burst_seconds
-
-
-class _File(msgspec.Struct):
-    """The file: a CRC-32 of the bytes of `keys` tells a flipped bit that still reads as a key from a whole file.
-
-    Only `format` must be there, so that a format to come is named as such and not taken for damage.
-    """
-
-    format: int
-    crc32: int | None = None
-    keys: msgspec.Raw = msgspec.Raw()
-
-
-def _decode(content: bytes, path: Path) -> list[Key]:
-    try:
-        file = msgspec.json.decode(content, type=_File)
-        if file.format != FORMAT:
-            raise KeyFileError(f"{path}: has format {file.format}, this build reads format {FORMAT}")
-        if zlib.crc32(file.keys) == file.crc32:
-            return msgspec.json.decode(file.keys, type=list[Key])
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        pass  # The decoder's own words may quote the file.
-    raise KeyFileError(f"{path}: is damaged", hint="Put back a copy of it, or move it away and mint new keys.")
-
-
-def _stamp(status: os.stat_result) -> Stamp:
-    return status.st_mtime_ns, status.st_ino, status.st_size
-
-
-@contextmanager
-def _locked(data_dir: Path) -> Iterator[None]:
-    """Own the file from reading to replacing, so that of two changes at once neither is lost."""
-    try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The lock is a file of its own: the one with the keys is another after each change.
-        descriptor = os.open(data_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        raise KeyFileError(f"{data_dir / FILE_NAME}: cannot be written: {error.strerror}") from None
-
-
-def _write(data_dir: Path, keys: list[Key]) -> None:
-    """Replace the file, under the lock: a crash at any point leaves the old or the new one whole."""
-    rows = msgspec.json.encode(keys)
-    content = msgspec.json.encode(_File(FORMAT, zlib.crc32(rows), msgspec.Raw(rows)))
-    temp = data_dir / TEMP_NAME
-    temp.unlink(missing_ok=True)  # A writer that was killed may have left one.
-    with open(os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temp.replace(data_dir / FILE_NAME)
-    folder = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

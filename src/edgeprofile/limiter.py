@@ -27,6 +27,11 @@ with one 16-byte compare-and-swap that fails if either has changed, whereupon it
    meanwhile could pass for one from another boot. SKEW allows for CPUs whose clocks differ a little all the same.
  - A denial stores nothing, so the two loads may straddle another worker's swap. That is sound: each tat was true when
    loaded, a bucket that is short is reason enough to deny, and an admission is checked by the swap.
+
+A quota is a fixed window of one minute, in a cell of the same kind: the number of the minute, by CLOCK_MONOTONIC, and
+how much is used in it. Whatever number is not that of now, past or of another boot, means that nothing is used yet. It
+is counted in thousandths of a unit, because a call may cost 2.5. The swap and its order are those of the buckets; one
+more reason for the clock behind the loads is that no cell then has a minute that is still to come.
 """
 
 from __future__ import annotations
@@ -46,6 +51,7 @@ NEVER: Final = 2**63 - 1
 """The wait of a request that costs more than a bucket can hold, in place of nanoseconds."""
 RESTED: Final = (0, 0)
 """The cell of a key that has sent nothing yet."""
+MINUTE_NS: Final = 60 * 10**9
 
 
 class Bucket(NamedTuple):
@@ -119,6 +125,40 @@ def decide(cell: tuple[int, int], now_ns: int, cost: int, policy: Policy) -> Dec
     if wait:
         return Decision(False, cell, -(-wait // UNITS_NS), slowest)
     return Decision(True, (tats[0], tats[1]), 0, 0)
+
+
+def take_window(cell: tuple[int, int], now_ns: int, cost: int, total: int) -> tuple[int, int, int]:
+    """Takes `cost` of a quota of `total` a minute, both in thousandths: (minute, used, wait_ns).
+
+    The first two are what to store, unless there is a wait: then nothing is taken, and so many ns later the next minute
+    begins. The wait is NEVER where a whole minute does not have so much.
+    """
+    minute = now_ns // MINUTE_NS
+    used = cell[1] if cell[0] == minute else 0
+    if cost > total:
+        return minute, used, NEVER
+    if used + cost > total:
+        return minute, used, (minute + 1) * MINUTE_NS - now_ns
+    return minute, used + cost, 0
+
+
+def give_back(cell: tuple[int, int], minute: int, cost: int) -> tuple[int, int]:
+    """The cell without what was taken in that minute; as it is where another has begun."""
+    return (minute, cell[1] - cost) if cell[0] == minute else cell
+
+
+def used_percent(cell: tuple[int, int], now_ns: int, policy: Policy) -> int:
+    """How much of a key's tokens is gone, in the bucket of which the most is: 0 when rested, 100 when none is left.
+
+    In whole per cent, rounded up, of spans that are rounded up to hundreds of units.
+    """
+    now = now_ns * UNITS_NS % WRAP
+    used = 0
+    for index, bucket in enumerate(policy.buckets):
+        ahead = (cell[index] - now) % WRAP
+        if ahead <= bucket.span + SKEW:
+            used = max(used, min(100, -(-ahead // -(-bucket.span // 100))))
+    return used
 
 
 def retry_after_s(wait_ns: int) -> int:

@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lmdb
 import msgspec
@@ -32,10 +32,11 @@ from edgeprofile._history import check_history
 from edgeprofile._identifiers import ids_of
 from edgeprofile._record import check
 from edgeprofile._tree import Tree
-from edgeprofile.errors import FormatUnsupported, RecordDamaged, SnapshotDamaged, StoreError
+from edgeprofile.errors import FormatUnsupported, LiveDamaged, RecordDamaged, SnapshotDamaged, StoreError
 from edgeprofile.history import EventsSchema
 from edgeprofile.record import Schema, normalize
 
+T = TypeVar("T")
 LIB_VERSION = 0  # LMDB's file format 0.9
 KEY_BYTES_MAX = 511
 DATABASES = RECORDS, PROFILES, IDENTIFIERS, EVENTS, HISTORIES, ORIGINALS = (
@@ -231,6 +232,23 @@ class Reader:
         self.txn.abort()
         self.env.close()
         del self.tree
+
+
+def read_schema(content: bytes) -> Schema:
+    """A schema as a live layer has it. Raises LiveDamaged."""
+    return _decoded(content, Schema)
+
+
+def read_events_schema(content: bytes) -> EventsSchema:
+    """A schema of events as a live layer has it. Raises LiveDamaged."""
+    return _decoded(content, EventsSchema)
+
+
+def _decoded(content: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise LiveDamaged("a schema of the live layer is damaged") from None
 
 
 def open_current(home: Path) -> Reader:

@@ -21,6 +21,7 @@ from granian.log import LogLevels
 from granian.server.common import AbstractServer
 from granian.server.embed import Server as EmbeddedServer
 
+from edgeprofile import signing
 from edgeprofile._front import Front
 from edgeprofile.api.admin import build_admin
 from edgeprofile.app import build_app, open_shared
@@ -99,6 +100,8 @@ def serve(settings: Settings) -> None:
     admin_host = _free_address(settings.server.admin_host, admin_port, "server.admin_port") if admin_port else ""
     # Opened here once, so that a folder that cannot be used is one line and not a crash of every worker.
     open_shared(settings).clear_counters()
+    if settings.signs:
+        signing.ensure(settings.data_dir)
     logging.config.dictConfig(LOGGING)
     server = granian(settings)
     log.info("serving on http://%s:%d with %d workers", host, port, server.workers)

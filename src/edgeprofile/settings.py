@@ -25,6 +25,7 @@ Port = Annotated[int, Meta(ge=1, le=65_535)]
 PortOrNone = Annotated[int, Meta(ge=0, le=65_535)]
 Count = Annotated[int, Meta(ge=0, le=1_024)]
 Kept = Annotated[int, Meta(ge=1, le=1_024)]
+Parallel = Annotated[int, Meta(ge=1, le=64)]
 Bytes = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Rate = Annotated[float, Meta(ge=0.001, le=1_000_000)]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
@@ -36,10 +37,13 @@ Folder = Annotated[Path, Meta(extra={"expected": "a path"})]
 Lower = Annotated[Literal["lower"], Meta(extra={"expected": '"lower"'})]
 Text = Annotated[str, Meta(min_length=1, extra={"expected": "text"})]
 Column = Annotated[str, Meta(min_length=1, extra={"expected": "a column"})]
+_COLUMNS = "a column or a list of columns"
+Columns = Annotated[Column | Annotated[tuple[Column, ...], Meta(min_length=1)], Meta(extra={"expected": _COLUMNS})]
 Sql = Annotated[str, Meta(min_length=1, extra={"expected": "SQL, or a path that ends in .sql"})]
 Url = Annotated[str, Meta(min_length=1, extra={"expected": "a URL such as duckdb:///FILE"})]
 Partner = Annotated[str, Meta(pattern=r"\A[a-z0-9._-]{1,64}\Z", extra={"expected": "a name in lower case"})]
 Segment = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._~-]{1,64}\Z", extra={"expected": "a name without /, for paths"})]
+Audience = Annotated[str, Meta(pattern=r"\A[!-~]{1,255}\Z", extra={"expected": "a URL, or a name without spaces"})]
 Header = Annotated[str, Meta(pattern=r"\A[\x20-\x7e]*\Z", extra={"expected": "text in printable ASCII"})]
 # So few digits that every duration fits the timers of the system.
 _DURATION = r"\A(?=.*[1-9])([0-9]{1,4}d)?([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?\Z"
@@ -97,10 +101,19 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Loader(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the loader may take of the machine. `threads` 0 is one a core, but at most one for 512 MiB of memory."""
+    """What the loader may take of the machine. `threads` 0 is one a core, but at most one for 512 MiB of memory.
+
+    A watcher has at most `parallel` refreshes run at once, each with all of this and for `timeout` at most.
+    """
 
     memory_limit: Size | None = None
     threads: Count = 0
+    parallel: Parallel = 2
+    timeout: Duration = "6h"
+
+    @property
+    def timeout_s(self) -> float:
+        return _seconds(self.timeout)
 
     @property
     def memory_limit_bytes(self) -> int:
@@ -213,27 +226,40 @@ class MParticle(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     account: Segment
     workspace: Segment
     mpid: Column
-    user_identities: dict[Text, Column] = {}
-    device_identities: dict[Text, Column] = {}
+    user_identities: dict[Text, Columns] = {}
+    device_identities: dict[Text, Columns] = {}
     immutable: tuple[Text, ...] = ()
     created: Column | None = None
     opted_out: Column | None = None
     limit_ad_tracking: Column | None = None
     attribution: Column | None = None
     values_as_text: Switch = True
-    audience: Text = "https://api.mparticle.com"
+    audience: Audience = "https://api.mparticle.com"
 
     def __post_init__(self) -> None:
+        if self.org == "resolve":
+            raise Fault(("org",), "another name than that in the path of resolve", shown(self.org))
         known = {**self.user_identities, **self.device_identities}
         for kind in self.immutable:
-            if kind not in known:
-                raise Fault(("immutable",), "types of user_identities or device_identities", shown(kind))
+            if not isinstance(known.get(kind), str):
+                expected = "types of user_identities or device_identities, of one column each"
+                raise Fault(("immutable",), expected, shown(kind))
 
     @property
     def namespaces(self) -> dict[Key, str]:
         """The namespaces that it names, by the keys that do."""
-        identities = _values("user_identities", self.user_identities)
-        return {("mpid",): self.mpid} | identities | _values("device_identities", self.device_identities)
+        named: dict[Key, str] = {("mpid",): self.mpid}
+        for key in ("user_identities", "device_identities"):
+            for kind, columns in getattr(self, key).items():
+                one = isinstance(columns, str)
+                named |= {(key, kind): columns} if one else {(key, kind, at): each for at, each in enumerate(columns)}
+        return named
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns of the model that it names, by the keys that do."""
+        keys = ("created", "opted_out", "limit_ad_tracking", "attribution")
+        return {key: column for key in keys if (column := getattr(self, key)) is not None}
 
 
 class Intilery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -294,6 +320,12 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                     raise Fault((name, *key), expected, shown(namespace))
 
     @property
+    def dialect_columns(self) -> dict[str, str]:
+        """The columns that dialects want the model to have, by the keys that name them."""
+        table = self.mparticle
+        return {f"mparticle.{key}": column for key, column in table.columns.items()} if table else {}
+
+    @property
     def refresh_s(self) -> float:
         return _seconds(self.refresh)
 
@@ -319,6 +351,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         partners = [each.insider.partner for each in self.workspaces.values() if each.insider]
         if len(set(partners)) < len(partners):
             raise Fault(("workspaces",), "an insider.partner of its own for each", "one that two have")
+
+    @property
+    def signs(self) -> bool:
+        """Whether some workspace has a dialect that gives out what the server signed or sealed."""
+        return any(each.mparticle or each.intilery for each in self.workspaces.values())
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:

@@ -1,15 +1,16 @@
 """The files of a workspace: what each is called, and how a snapshot is published, found, pruned and rolled back.
 
     <home>/CURRENT                                       the name of the published snapshot, one line
-    <home>/loader.lock                                   held, with its pid in it, by the one loader
-    <home>/refresh.json                                  how the last refresh ended
+    <home>/loader.lock  watch.lock                       held by the one loader, and by the one watcher: see locks.py
+    <home>/refresh.json                                  how the last refreshes ended: see outcomes.py
     <home>/updates.mdb  updates.mdb-lock                 what updates have said: see loader/overlay.py
     <home>/updates.lock                                  held by who changes the overlay and the live layer together
-    <home>/updates.sock  updates.pid                     where updates are taken, by the process that has the lock
+    <home>/updates.sock                                  where the watcher takes updates: see wire.py
     <home>/snapshots/<UTC time>-<short hash>/            a published snapshot, never changed:
         profiles.mdb  manifest.json  rejects.ndjson
         live.mdb  live.seq                               what changed since: see loader/live.py
     <home>/snapshots/.building-<pid>/                    one that is being built
+    <home>/.scratch/                                     what DuckDB spills meanwhile
 
 `home` is DATA/<workspace>. Readers need `CURRENT` and what it names, nothing else.
 """
@@ -32,7 +33,6 @@ import msgspec
 from edgeprofile.errors import (
     EdgeprofileError,
     FormatUnsupported,
-    LoaderBusy,
     NoSnapshot,
     SnapshotDamaged,
     StoreError,
@@ -40,18 +40,16 @@ from edgeprofile.errors import (
 
 MANIFEST_FORMAT = 3
 CURRENT = "CURRENT"
-LOCK = "loader.lock"
 SNAPSHOTS = "snapshots"
 PROFILES = "profiles.mdb"
 LIVE = "live.mdb"
 SEQUENCE = "live.seq"
 UPDATES = "updates.mdb"
 UPDATES_LOCK = "updates.lock"
-UPDATES_OWNER = "updates.pid"
 MANIFEST = "manifest.json"
 REJECTS = "rejects.ndjson"
-REFRESH = "refresh.json"
 BUILDING = ".building-"
+SCRATCH = ".scratch"
 LOWEST_PRIORITY = 19
 NAME = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{8}")
 
@@ -84,9 +82,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What `manifest.json` says of a snapshot. Times are seconds since 1970; `sequence` orders snapshots.
 
     `content` is a hash of all that is served but the time of the refresh, `model` of what it was made by.
-    Without a model of events, `events_schema` is None, unless updates have brought some; `histories` counts the
-    profiles that have events. `updates` is the overlay's last change that is in it, of which `made` profiles are that
-    the model does not have.
+    `evicted` counts the profiles of the snapshot before that this one lacks; None where that one is damaged.
+    `forced` tells of one that no guard has looked at. Without a model of events, `events_schema` is None, unless
+    updates have brought some; `histories` counts the profiles that have events. `updates` is the overlay's last change
+    that is in it, and `made` counts the profiles that only updates made.
     """
 
     format: int = MANIFEST_FORMAT
@@ -113,6 +112,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     event_bytes: int
     event_rows: int
     events_rejected: dict[str, int]
+    evicted: int | None = None
+    forced: bool = False
     updates: int = 0
     made: int = 0
 
@@ -120,23 +121,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     def refused(self) -> int:
         """How many rows of either model cannot be served."""
         return faults(self.rejected) + faults(self.events_rejected)
-
-
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """How a refresh ended, kept in refresh.json. Times are seconds since 1970.
-
-    `outcome` is `published`, `unchanged`, or the reason why not: `model_error`, `source_error`, `too_many_rejects`,
-    `empty`, `shrunk`, `disk_full`, `store_error`, `interrupted`.
-    """
-
-    outcome: str
-    started_at: float
-    finished_at: float
-    message: str = ""
-    snapshot: str | None = None
-    profiles: int = 0
-    events: int = 0
-    rejected: int = 0
 
 
 def faults(rejected: dict[str, int]) -> int:
@@ -262,14 +246,6 @@ def check_hash(folder: Path, manifest: Manifest) -> None:
         raise SnapshotDamaged(f"snapshot {folder.name}: {PROFILES} does not match its SHA-256")
 
 
-def last_outcome(home: Path) -> Outcome | None:
-    """How the last refresh of a workspace ended; None where there was none."""
-    try:
-        return msgspec.json.decode((home / REFRESH).read_bytes(), type=Outcome)
-    except (OSError, msgspec.MsgspecError):
-        return None
-
-
 # --- writing: by the loader alone ----------------------------------------------------------------------------------
 
 
@@ -282,38 +258,6 @@ def make_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def loader_lock(home: Path) -> Iterator[None]:
-    """Makes this process the workspace's only loader. Raises LoaderBusy where there is one already."""
-    with _owned(home, LOCK, "is being loaded", "wait for it, or stop it"):
-        yield
-
-
-@contextlib.contextmanager
-def updates_owner(home: Path) -> Iterator[None]:
-    """Makes this process the one that takes the workspace's updates. Raises LoaderBusy where there is one already."""
-    with _owned(home, UPDATES_OWNER, "has its updates taken", "one process is enough: stop that one first"):
-        yield
-
-
-@contextlib.contextmanager
-def _owned(home: Path, name: str, done: str, hint: str) -> Iterator[None]:
-    """The lock goes with its process, however that ends; the pid in the file is for people."""
-    make_folder(home.parent)
-    make_folder(home)
-    with (home / name).open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            owner = file.read(20).decode("ascii", "replace").strip() or "unknown"
-            raise LoaderBusy(f"workspace {home.name} {done} by process {owner}", hint=hint) from None
-        file.truncate(0)
-        file.write(b"%d\n" % os.getpid())
-        file.flush()
-        yield
-
-
-@contextlib.contextmanager
 def updating(home: Path) -> Iterator[None]:
     """Waits until nobody else changes what is live: the overlay and the current live layer together, or CURRENT."""
     with (home / UPDATES_LOCK).open("ab") as file:
@@ -321,14 +265,19 @@ def updating(home: Path) -> Iterator[None]:
         yield
 
 
-def start_build(home: Path) -> Path:
-    """An empty folder to build in. Clears away what crashed builds left; call it with the lock held."""
-    snapshots = home / SNAPSHOTS
-    snapshots.mkdir(parents=True, exist_ok=True)
-    for leftover in snapshots.glob(BUILDING + "*"):
+def clear(home: Path) -> None:
+    """Clears away what crashed refreshes left; call it with the lock held."""
+    for leftover in (*(home / SNAPSHOTS).glob(BUILDING + "*"), home / SCRATCH):
         shutil.rmtree(leftover, ignore_errors=True)
     for leftover in home.glob("*.new"):
         leftover.unlink(missing_ok=True)
+
+
+def start_build(home: Path) -> Path:
+    """An empty folder to build in. Call it with the lock held."""
+    snapshots = home / SNAPSHOTS
+    snapshots.mkdir(parents=True, exist_ok=True)
+    clear(home)
     building = snapshots / f"{BUILDING}{os.getpid()}"
     building.mkdir()
     return building
@@ -378,16 +327,17 @@ def publish(
 
 
 def _make_current(home: Path, building: Path, name: str, at: AtStep) -> None:
-    building.rename(folder(home, name))
-    at("renamed")
     try:
+        building.rename(folder(home, name))
+        at("renamed")
         sync(home / SNAPSHOTS)
         at("folder_synced")
         point_current(home, name, at)
     except BaseException:
         if _current_or_none(home) != name:
             # Nobody follows it, and on a full disk each further try would leave one more.
-            folder(home, name).rename(building)
+            with contextlib.suppress(FileNotFoundError):
+                folder(home, name).rename(building)
         raise
 
 
@@ -457,13 +407,6 @@ def rollback(home: Path, catch_up: Callable[[Path, Manifest], None]) -> Manifest
                 point_current(home, candidate)
             return before
     raise damage or NoSnapshot(f"there is no snapshot before {name}")
-
-
-def note(home: Path, outcome: Outcome) -> None:
-    """Keeps how the last refresh ended."""
-    temporary = home / (REFRESH + ".new")
-    write_synced(temporary, msgspec.json.encode(outcome))
-    temporary.replace(home / REFRESH)
 
 
 if __name__ == "__main__":

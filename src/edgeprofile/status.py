@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +16,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from edgeprofile import snapshot
+from edgeprofile import locks, outcomes, snapshot
 from edgeprofile.errors import EdgeprofileError, NoSnapshot
 from edgeprofile.keys import Key
-from edgeprofile.snapshot import Outcome
+from edgeprofile.outcomes import SUCCESSES, Outcome
+from edgeprofile.settings import Settings
 
 LOG_INTERVAL_S = 10.0
+# By how much a refresh may be later than it should before anybody needs to know.
+LATE_SECONDS = 10.0
 Report = Callable[[str, float, float], None]
 
 
@@ -70,57 +74,123 @@ def _lines(stream: TextIO) -> Report:
 
 def outcome_line(workspace: str, outcome: Outcome) -> str:
     """One line for a log: what a refresh did."""
-    seconds = outcome.finished_at - outcome.started_at
     rate = (
-        f", {(outcome.profiles + outcome.events) / max(seconds, 1e-3):,.0f} a second"
+        f", {(outcome.profiles + outcome.events) / max(outcome.seconds, 1e-3):,.0f} a second"
         if outcome.outcome == "published"
         else ""
     )
-    rejected = f", {outcome.rejected:,} rows refused" if outcome.rejected else ""
     events = f" and {outcome.events:,} events" if outcome.events else ""
     return (
-        f"{workspace}: {outcome.outcome}, {outcome.profiles:,} profiles{events} in {seconds:.1f} s{rate}{rejected} "
-        f"(snapshot {outcome.snapshot})"
+        f"{workspace}: {outcome.outcome}, {outcome.profiles:,} profiles{events} in {outcome.seconds:.1f} s{rate}"
+        f"{_lost(outcome)} (snapshot {outcome.snapshot})"
     )
 
 
-def of_workspace(data_dir: Path, name: str) -> dict[str, object]:
-    """The state of a workspace, as `status --json` prints it. Ages and times are in seconds."""
-    home = snapshot.home(data_dir, name)
-    found: dict[str, object] = {"workspace": name, "snapshot": None, "problem": None}
+def _lost(outcome: Outcome) -> str:
+    refused = f", {outcome.rejected:,} rows refused" if outcome.rejected else ""
+    return refused + (f", {outcome.evicted:,} evicted" if outcome.evicted else "")
+
+
+def say_refresh(workspace: str, outcome: Outcome, delay_s: float) -> None:
+    """One line on standard output for what a watcher did: for people on a terminal, else for programs."""
+    # A reader that has gone must not keep the profiles from being refreshed.
+    with contextlib.suppress(OSError):
+        print((_watch_line if sys.stdout.isatty() else _watch_fields)(workspace, outcome, delay_s), flush=True)
+
+
+def _watch_line(workspace: str, outcome: Outcome, delay_s: float) -> str:
+    what = f"{workspace}: {outcome.outcome}" + (f": {outcome.message}" if outcome.message else "")
+    if outcome.outcome in SUCCESSES:
+        what = outcome_line(workspace, outcome)
+    return f"{dt.datetime.now():%H:%M:%S} {what}; next in {dt.timedelta(seconds=round(delay_s))}"
+
+
+def _watch_fields(workspace: str, outcome: Outcome, delay_s: float) -> str:
+    """What does not go without saying, as key=value; a text that may hold spaces is JSON."""
+    fields = {
+        "time": f"{dt.datetime.fromtimestamp(outcome.finished_at, dt.UTC):%Y-%m-%dT%H:%M:%SZ}",
+        "workspace": workspace,
+        "outcome": outcome.outcome,
+        "seconds": f"{outcome.seconds:.3f}",
+        "next_seconds": f"{delay_s:.0f}",
+    }
+    if outcome.message:
+        fields["message"] = json.dumps(outcome.message, ensure_ascii=False)
+    if outcome.outcome in SUCCESSES:
+        for name in ("profiles", "events", "rejected", "evicted", "snapshot"):
+            if (value := getattr(outcome, name)) is not None:
+                fields[name] = str(value)
+    return " ".join(f"{name}={value}" for name, value in fields.items())
+
+
+def of_workspace(settings: Settings, name: str) -> dict[str, object]:
+    """The state of a workspace, as `status --json` prints it. Ages and times are in seconds.
+
+    `staleness` is how long ago the warehouse was last seen to hold what is served.
+    """
+    home = snapshot.home(settings.data_dir, name)
+    known = outcomes.read(home)
+    watcher = locks.watcher(home)
+    staleness_max = known.staleness_max_s(settings.workspaces[name].refresh_s)
+    found: dict[str, object] = {
+        "workspace": name,
+        "snapshot": None,
+        "staleness_max": staleness_max,
+        "rolled_back": known.rolled_back,
+        "watcher": None if watcher is None else {"pid": watcher.pid, "alive": watcher.alive},
+    }
+    problems: list[str] = []
+    if watcher is not None and not watcher.alive:
+        problems.append(f"process {watcher.pid}, which watched it, was killed: start edgeprofile load --watch again")
     try:
         manifest = snapshot.current_manifest(home)
+        now = time.time()
+        staleness = max(0.0, now - known.seen_at(manifest))
         found |= {
             "snapshot": manifest.name,
-            "age": max(0.0, time.time() - manifest.finished_at),
+            "age": max(0.0, now - manifest.finished_at),
+            "staleness": staleness,
             "profiles": manifest.profiles,
             "identifiers": manifest.identifiers,
             "rejected": manifest.rejected,
+            "evicted": manifest.evicted,
+            "forced": manifest.forced,
             "events": manifest.events,
             "events_rejected": manifest.events_rejected,
             "file_bytes": manifest.file_bytes,
             "live_profiles": 0,
         }
+        # Who loads by hand or from cron knows how often.
+        if watcher is not None and staleness > staleness_max + LATE_SECONDS:
+            problems.append(f"what is served is {staleness:,.0f} s old, where {staleness_max:,.0f} s is the most")
     except EdgeprofileError as error:
-        found["problem"] = None if isinstance(error, NoSnapshot) else str(error)
-    last = snapshot.last_outcome(home)
-    found["last_refresh"] = None if last is None else msgspec.to_builtins(last)
+        if not isinstance(error, NoSnapshot):
+            problems.append(str(error))
+    found["problem"] = "; ".join(problems) or None
+    found["refreshes"] = known.counts
+    found["last_refresh"] = msgspec.to_builtins(known.last[-1]) if known.last else None
+    found["history"] = msgspec.to_builtins(known.last)
     return found
 
 
 def print_status(found: list[dict[str, object]]) -> None:
     """The same for people."""
-    table = _table("workspace", "snapshot", last=("age", "profiles", "events", "last refresh"))
+    table = _table("workspace", "snapshot", last=("age", "stale for", "profiles", "events", "last refresh"))
     for each in found:
-        last = each["last_refresh"]
-        ended = "never" if not isinstance(last, dict) else f"{last['outcome']} {_moment(last['finished_at'])}"
-        if isinstance(last, dict) and last["message"]:
-            ended += f": {last['message']}"
-        served = str(each["problem"] or each["snapshot"] or "none yet: run edgeprofile load")
-        age = f"{each['age']:,.0f} s" if "age" in each else ""
+        ended = "never"
+        if each["last_refresh"] is not None:
+            last = msgspec.convert(each["last_refresh"], Outcome)
+            ended = f"{last.outcome} {_moment(last.finished_at)}{_lost(last)}"
+            ended += f": {last.message}" if last.message else ""
+        served = str(each["snapshot"] or each["problem"] or "none yet: run edgeprofile load")
+        served += "".join(f" ({how.replace('_', ' ')})" for how in ("forced", "rolled_back") if each.get(how))
+        ages = [f"{each[what]:,.0f} s" if what in each else "" for what in ("age", "staleness")]
         counts = [f"{each[what]:,}" if what in each else "" for what in ("profiles", "events")]
-        table.add_row(str(each["workspace"]), served, age, *counts, ended)
+        table.add_row(str(each["workspace"]), served, *ages, *counts, ended)
     _console().print(table)
+    for each in found:
+        if each["snapshot"] and each["problem"]:
+            _console().print(f"{each['workspace']}: {each['problem']}", soft_wrap=True)
 
 
 def print_snapshots(home: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-from msgspec import Struct, ValidationError, convert, inspect, structs
+from msgspec import NODEFAULT, Struct, ValidationError, convert, inspect, structs
 
 from edgeprofile.errors import SettingsError
 
@@ -159,6 +159,8 @@ def _path(_: type, text: str) -> object:
 
 def default_of(field: structs.FieldInfo) -> str:
     """A key's default, as the docs show it."""
+    if field.default_factory is not NODEFAULT:  # of a table, an empty one
+        return "{}"
     default = "none" if field.default is None else shown(field.default).removesuffix(".0")
     return "required" if field.required else default
 
@@ -186,7 +188,7 @@ def shown(value: object, *, secret: bool = False) -> str:
     """A value on one line of at most 60 characters; of a table or a secret, only what it is."""
     if secret or isinstance(value, dict):
         kinds = {dict: "a table", list: "a list", str: "text", bool: "a boolean", int: "an integer", float: "a number"}
-        return kinds.get(type(value), "a date or time")
+        return kinds.get(type(value), "null" if value is None else "a date or time")  # null is a variable's
     text = json.dumps(value, ensure_ascii=False, default=str)
     text = text if text.isprintable() else json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:59] + "…"

@@ -14,16 +14,19 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Generic
 
-from edgeprofile import limiter, snapshot
+from edgeprofile import keys, limiter, signing, snapshot
 from edgeprofile._front import Front
 from edgeprofile._gate import Gate, Grant, Meter
 from edgeprofile._limiter import Policy, SharedMap
+from edgeprofile._live import Live
 from edgeprofile._store import Store, Workspace, take_unheld
 from edgeprofile.errors import EdgeprofileError, KeyFileError, NoSnapshot, SnapshotDamaged, StoreError
-from edgeprofile.keys import Key, KeyTable, stamp_of
+from edgeprofile.keyfile import KeyFile, Row
+from edgeprofile.keys import Key, KeyTable
 from edgeprofile.metrics import Counter
-from edgeprofile.reader import Reader
+from edgeprofile.reader import LIVE_DATABASES, Reader, read_events_schema, read_schema
 from edgeprofile.settings import Settings
 
 POLL_INTERVAL_S = 0.1
@@ -69,7 +72,7 @@ class SnapshotWatcher:
             return
         try:
             reader = self._open(name, is_first=store is None)
-            opened = Store(reader)
+            opened = Store(reader, self._live_of(reader, is_first=store is None), read_schema, read_events_schema)
         except (EdgeprofileError, OSError, UnicodeDecodeError) as error:
             self._refuse(name, error)
             return
@@ -94,6 +97,21 @@ class SnapshotWatcher:
             raise
         self._unhashed = reader if is_first else None
         return reader
+
+    def _live_of(self, reader: Reader, *, is_first: bool) -> Live | None:
+        """The live layer beside a snapshot. One that is damaged refuses it, unless there is nothing else to serve."""
+        folder = snapshot.folder(self._home, reader.name)
+        try:
+            return Live(folder / snapshot.LIVE, folder / snapshot.SEQUENCE, LIVE_DATABASES)
+        except FileNotFoundError:
+            return None
+        except (EdgeprofileError, OSError) as error:
+            if not is_first:
+                reader.close()
+                raise
+            log.error("workspace %s: served without what is live: %s", self._home.name, error)
+            self._shared.add(Counter.SNAPSHOTS_REFUSED, 1)
+            return None
 
     def _hash_first(self) -> None:
         """There is no other to fall back on, so a damaged one stays; its records are checked one by one anyway."""
@@ -132,36 +150,50 @@ def _check_hash(folder: Path, manifest: snapshot.Manifest) -> None:
         raise SnapshotDamaged(why or f"snapshot {folder.name} could not be hashed")
 
 
+class _Changes(Generic[Row]):
+    """The rows of a file of keys, whenever they have changed."""
+
+    def __init__(self, file: KeyFile[Row], data_dir: Path) -> None:
+        self._file = file
+        self._data_dir = data_dir
+        self._seen: object = "never"
+
+    def rows(self) -> list[Row] | None:
+        """None where nothing has changed. A file that is damaged changes nothing, and is said once."""
+        stamp: object = None
+        rows = None
+        try:
+            stamp = self._file.stamp(self._data_dir)
+            if stamp != self._seen:
+                rows = self._file.read(self._data_dir)
+        except KeyFileError as error:
+            if stamp != self._seen:
+                log.error("the keys stay as they were: %s", error)
+        self._seen = stamp
+        return rows
+
+
 class KeyWatcher:
     """Keeps the gate's grants as the key file has them."""
 
     def __init__(self, settings: Settings, gate: Gate, workspaces: dict[str, Workspace], shared: SharedMap) -> None:
-        self._data_dir = settings.data_dir
+        self._changes = _Changes(keys.FILE, settings.data_dir)
         self._settings = settings
         self._gate = gate
         self._workspaces = workspaces
         self._shared = shared
-        self._table = KeyTable({}, None)
-        self._seen: object = "never"
+        self._table = KeyTable({})
 
     def verify(self, token: bytes) -> bool:
         """Whether a token is a key that is good now: its hash is compared, in constant time."""
         return self._table.find(token, time.time()) is not None
 
     def poll(self) -> None:
-        """Takes over a changed key file. One that is damaged changes nothing, and is said once."""
-        stamp: object = None
-        try:
-            stamp = stamp_of(self._data_dir)
-            if stamp == self._seen:
-                return
-            table = KeyTable.load(self._data_dir)
-        except KeyFileError as error:
-            if stamp != self._seen:
-                log.error("the keys stay as they were: %s", error)
-            self._seen = stamp
+        """Takes over a changed key file."""
+        rows = self._changes.rows()
+        if rows is None:
             return
-        self._seen = stamp
+        table = KeyTable.of(rows)
         # Expired keys too: the lookup asks the clock at each request, and the clock may be wrong just now.
         usable = [key for key in table.keys.values() if key.revoked_at is None and key.workspace in self._workspaces]
         grants = {}
@@ -204,6 +236,20 @@ class KeyWatcher:
         return Meter(Policy(limits.pairs), limits, self._shared.cell(f"{key.public_id}:{kind}".encode()))
 
 
+class SigningWatcher:
+    """Keeps the signing keys as their file has them."""
+
+    def __init__(self, data_dir: Path, signing_keys: signing.SigningKeys) -> None:
+        self._changes = _Changes(signing.FILE, data_dir)
+        self._keys = signing_keys
+
+    def poll(self) -> None:
+        """Takes over a changed file. One that is gone changes nothing: whoever means to end all tokens rotates."""
+        rows = self._changes.rows()
+        if rows:
+            self._keys.replace(rows)
+
+
 class BodyWatcher:
     """Refuses requests whose body takes too long to come in."""
 
@@ -228,7 +274,7 @@ class ParentWatcher:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-Watched = SnapshotWatcher | KeyWatcher | BodyWatcher | ParentWatcher
+Watched = SnapshotWatcher | KeyWatcher | SigningWatcher | BodyWatcher | ParentWatcher
 
 
 class Watcher(threading.Thread):

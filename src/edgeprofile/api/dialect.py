@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from edgeprofile import record
 from edgeprofile._exchange import Exchange
 from edgeprofile._gate import Gate
 from edgeprofile._limiter import SharedMap
 from edgeprofile._store import Workspace
-from edgeprofile.errors import ApiError
+from edgeprofile.errors import ApiError, BodyTooLarge, MalformedBody
+from edgeprofile.signing import SigningKeys
 
 # Status, headers with their names in lower case and without the length, body.
 Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
+OBJECT_BYTES_MAX = 16 * 1024
 
 
 class Handler(Protocol):
@@ -40,8 +43,33 @@ class Service:
     shared: SharedMap
     workspaces: dict[str, Workspace]
     response_bytes_max: int
+    signing: SigningKeys
 
 
 def lowered(value: bytes) -> bytes:
     """An identifier's value, UTF-8 but not ASCII, in lower case as the index has it."""
     return record.normalize(value.decode(), "lower").encode()
+
+
+def json_object(body: bytes) -> dict[str, Any]:
+    """A body of one JSON object, whatever its content-type says, in which no name stands twice.
+
+    Raises MalformedBody, or BodyTooLarge past what such a request can need.
+    """
+    if len(body) > OBJECT_BYTES_MAX:
+        raise BodyTooLarge(OBJECT_BYTES_MAX)
+    try:
+        found = json.loads(body.decode(), object_pairs_hook=unique)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise MalformedBody("The body is not a JSON object.")
+    return found
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Names and values as a dict. Raises MalformedBody for a name that stands twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise MalformedBody("A name stands twice in the body.")
+    return found

@@ -7,7 +7,6 @@ an Accept header, a value that is not ASCII) it asks here, and remembers.
 from __future__ import annotations
 
 import base64
-import datetime as dt
 import re
 from typing import Annotated
 from urllib.parse import unquote_to_bytes
@@ -19,6 +18,7 @@ from starlette.routing import Route
 
 from edgeprofile._events import Wanted
 from edgeprofile._store import Workspace
+from edgeprofile.api.query import RFC_3339, once, parameters, range_us
 from edgeprofile.errors import MalformedBody, MalformedQuery, NotReady, UnknownField
 from edgeprofile.record import Runs, Schema
 
@@ -36,17 +36,13 @@ ERROR_CHARS_MAX = 300
 EVENTS_MAX = 100
 EVENT_NAMES_MAX = 32
 EVENT_PARAMETERS = ("name", "start", "end", "limit", "cursor")
-EARLIEST_US, LATEST_US = -(1 << 63), (1 << 63) - 1
-# RFC 3339; the plus of an offset is a space where a query string has it without its escape.
-DATE, CLOCK = r"([0-9]{4}-[0-9]{2}-[0-9]{2})", r"([0-9:]{8})(?:\.([0-9]+))?"
-OFFSET = r"(?:[Zz]|([+ -])([01][0-9]|2[0-3]):([0-5][0-9]))"
-MOMENT = re.compile(f"{DATE}(?:[Tt ]{CLOCK}{OFFSET})?")
 CURSOR = re.compile(r"[A-Za-z0-9_-]{22}")
-ESCAPE_BROKEN = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
-def parse_fields(query: bytes, schema: Schema) -> tuple[Runs, bool] | None:
+def parse_fields(query: bytes, schema: Schema, newest: Schema) -> tuple[Runs, bool] | None:
     """What `fields=` of a query string chooses: runs of field numbers, and whether audiences are among it.
+
+    What only `newest`, a later schema of the same, has is known too, and chooses nothing.
 
     None where there is no such parameter: the whole profile. Raises UnknownField.
     """
@@ -54,18 +50,20 @@ def parse_fields(query: bytes, schema: Schema) -> tuple[Runs, bool] | None:
     values = [value for name, _, value in pairs if unquote_to_bytes(name) == b"fields"]
     if not values:
         return None
-    return choose([token for value in values for token in _text(value).split(",")], schema)
+    return choose([token for value in values for token in _text(value).split(",")], schema, newest)
 
 
-def choose(tokens: list[str], schema: Schema) -> tuple[Runs, bool]:
+def choose(tokens: list[str], schema: Schema, newest: Schema) -> tuple[Runs, bool]:
     """As `parse_fields`, of the sections and fields themselves. Raises UnknownField, of an empty list too."""
     if tokens in ([], [""]):
-        raise _unknown("", schema)
-    known = _known(schema)
+        raise _unknown("", newest)
+    known = _known(newest)
+    if schema is not newest:
+        known = {token: set[int]() for token in known} | _known(schema)
     numbers: set[int] = set()
     for token in dict.fromkeys(tokens):
         if token not in known:
-            raise _unknown(token, schema)
+            raise _unknown(token, newest)
         numbers |= known[token]
     with_audiences = any(token.partition(".")[0] == "audiences" for token in tokens)
     return _runs(numbers), with_audiences
@@ -132,52 +130,19 @@ def parse_many(body: bytes) -> tuple[list[Asked], list[str] | None]:
 
 def parse_events(query: bytes) -> Wanted:
     """What the query string of an events route asks for. Raises MalformedQuery, which names the parameter."""
-    given: dict[str, list[str]] = {name: [] for name in EVENT_PARAMETERS}
-    for part in query.split(b"&"):
-        name, _, value = part.partition(b"=")
-        parameter = unquote_to_bytes(name).decode("latin-1")
-        if parameter in given:
-            given[parameter].append(_event_value(parameter, value))
-    for parameter in EVENT_PARAMETERS[1:]:
-        if len(given[parameter]) > 1:
-            raise MalformedQuery(f"{parameter} is given more than once.")
+    given = parameters(query, EVENT_PARAMETERS)
+    start, end, limit, cursor = (once(given, name) for name in EVENT_PARAMETERS[1:])
     names = list(dict.fromkeys(given["name"]))
     if len(names) > EVENT_NAMES_MAX:
         raise MalformedQuery(f"name is given for more than {EVENT_NAMES_MAX} names.")
-    start_us = _moment_us("start", given["start"][0]) if given["start"] else EARLIEST_US
-    end_us = _moment_us("end", given["end"][0]) if given["end"] else LATEST_US
-    if start_us > end_us:
-        raise MalformedQuery("start is after end.")
-    limit = _limit(given["limit"][0]) if given["limit"] else EVENTS_MAX
-    return Wanted(names, start_us, end_us, limit, _cursor(given["cursor"][0]) if given["cursor"] else None)
-
-
-def _event_value(parameter: str, value: bytes) -> str:
-    if not value:
-        raise MalformedQuery(f"{parameter} is empty.")
-    if ESCAPE_BROKEN.search(value):
-        raise MalformedQuery(f"{parameter} has a percent sign that two hexadecimal digits do not follow.")
-    try:
-        return unquote_to_bytes(value.replace(b"+", b" ")).decode()
-    except UnicodeDecodeError:
-        raise MalformedQuery(f"{parameter} is not UTF-8 once its escapes are decoded.") from None
-
-
-def _moment_us(parameter: str, text: str) -> int:
-    """Microseconds since 1970. A date is its first microsecond or, of `end`, its last."""
-    found = MOMENT.fullmatch(text)
-    try:
-        if found is None:
-            raise ValueError
-        day, clock, fraction, sign, hours, minutes = found.groups()
-        if clock is None:
-            moment = dt.datetime.combine(dt.date.fromisoformat(day), dt.time.max if parameter == "end" else dt.time.min)
-        else:
-            moment = dt.datetime.strptime(f"{day} {clock} {fraction or '0':.6}", "%Y-%m-%d %H:%M:%S %f")
-    except ValueError:
-        raise MalformedQuery(f"{parameter} is neither a time of RFC 3339 nor a date, YYYY-MM-DD.") from None
-    offset = dt.timedelta(hours=int(hours or 0), minutes=int(minutes or 0)) * (-1 if sign == "-" else 1)
-    return (moment - dt.datetime(1970, 1, 1) - offset) // dt.timedelta(microseconds=1)
+    start_us, end_us = range_us(start, end, RFC_3339)
+    return Wanted(
+        names,
+        start_us,
+        end_us,
+        EVENTS_MAX if limit is None else _limit(limit),
+        None if cursor is None else _cursor(cursor),
+    )
 
 
 def _limit(text: str) -> int:

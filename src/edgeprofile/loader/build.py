@@ -17,6 +17,7 @@ from edgeprofile import record, snapshot
 from edgeprofile._identifiers import IndexBatches
 from edgeprofile._record import Encoder
 from edgeprofile.loader.events import BuiltEvents, build_events
+from edgeprofile.loader.evictions import Kept
 from edgeprofile.loader.fold import Fold, Laid
 from edgeprofile.loader.model import EventsPlan, Plan
 from edgeprofile.loader.rows import PROFILES, Hash, Progress, check_refused, encoded
@@ -58,9 +59,17 @@ class Models(NamedTuple):
 
 
 def build(
-    source: Source, models: Models, folder: Path, now_us: int, rejects_max: float, progress: Progress, fold: Fold
+    source: Source,
+    models: Models,
+    folder: Path,
+    now_us: int,
+    rejects_max: float,
+    progress: Progress,
+    kept: Kept,
+    fold: Fold,
 ) -> Built:
-    """Builds profiles.mdb and rejects.ndjson in `folder`, of the models' rows and what `fold` lays over them.
+    """Builds profiles.mdb and rejects.ndjson in `folder`, of the models' rows and what `fold` lays over them. `kept` is
+    told of every profile.
 
     Rows without a time of update are given `now_us`. Raises RefreshRefused where more than the share `rejects_max` of
     the rows, or of the events, is refused.
@@ -73,7 +82,7 @@ def build(
     check_refused(source, folder, [PROFILES], rows, rejects_max)
     content = hashlib.sha256()
     with Writer(folder / snapshot.PROFILES) as writer:
-        profiles, record_bytes = _encode(source, plan, writer, rows, now_us, content, progress, fold)
+        profiles, record_bytes = _encode(source, plan, writer, rows, now_us, content, progress, kept, fold)
         rejected = check_refused(source, folder, [PROFILES], rows, rejects_max)
         fold.load_overlaid(source)
         identifiers = _index(source, plan, writer, progress, fold)
@@ -192,7 +201,15 @@ def _refuse_claimed_twice(source: Source, value: str) -> None:
 
 
 def _encode(
-    source: Source, plan: Plan, writer: Writer, rows: int, now_us: int, content: Hash, progress: Progress, fold: Fold
+    source: Source,
+    plan: Plan,
+    writer: Writer,
+    rows: int,
+    now_us: int,
+    content: Hash,
+    progress: Progress,
+    kept: Kept,
+    fold: Fold,
 ) -> tuple[int, int]:
     """Writes the records; returns the number of profiles and the bytes of their records."""
     has_updated = plan.updated is not None
@@ -211,6 +228,7 @@ def _encode(
         nonlocal profiles, record_bytes
         for laid in pieces:
             writer.add_segment(*laid)
+            kept.add(laid.entries)
             profiles += len(laid.entries)
             record_bytes += len(laid.segment)
 

@@ -100,13 +100,20 @@ class Plan(NamedTuple):
     fingerprint: str
 
 
-def plan(profiles: Profiles, columns: list[Column], audience_ids: dict[str, int]) -> Plan:
-    """The plan for a model with these columns. `audience_ids` are those given so far. Raises ModelError."""
+def plan(
+    profiles: Profiles, columns: list[Column], audience_ids: dict[str, int], dialect_columns: dict[str, str]
+) -> Plan:
+    """The plan for a model with these columns. `audience_ids` are those given so far. Raises ModelError.
+
+    `dialect_columns` has, by the keys that name them, other columns of which an answer is made.
+    """
     problems: list[str] = []
     by_name = {column.name: column for column in columns}
     problems += _duplicates(columns, "the model's result")
     chosen = list(_choose(profiles, by_name, problems))
     shapes = [_check(section, column, problems) for section, column in chosen]
+    served = {column.name: column for _, column in chosen}
+    problems += [_missing(n, key, "what is served", served) for key, n in dialect_columns.items() if n not in served]
     if profiles.updated_at is not None and profiles.updated_at in by_name:
         problems += _check_moment(by_name[profiles.updated_at], "profiles.updated_at")
     if len(chosen) > FIELDS_MAX:

@@ -12,10 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from edgeprofile import snapshot
+from edgeprofile import locks, outcomes, snapshot
 from edgeprofile.errors import (
-    DiskFull,
-    EdgeprofileError,
     ModelError,
     NoSnapshot,
     RefreshRefused,
@@ -24,22 +22,24 @@ from edgeprofile.errors import (
 )
 from edgeprofile.loader.build import Built, Models, build
 from edgeprofile.loader.events import BuiltEvents
+from edgeprofile.loader.evictions import Kept
 from edgeprofile.loader.fold import Fold
 from edgeprofile.loader.following import erased_upto, follow, forget, void
 from edgeprofile.loader.model import EventsPlan, Plan, plan, plan_events
 from edgeprofile.loader.rows import Progress
 from edgeprofile.loader.source import Source
 from edgeprofile.loader.writer import WriterError, store_error
+from edgeprofile.outcomes import Attempt, Outcome
 from edgeprofile.settings import Settings, Workspace
 
-SCRATCH = ".scratch"
 VERIFY_SECONDS_MAX = 600
 
 
 def describe(settings: Settings, name: str) -> Models:
     """The plans of a workspace's models, without running them. Raises ModelError or SourceError."""
     workspace = settings.workspaces[name]
-    with Source(workspace.source, settings.loader, settings.folder, settings.data_dir / name / SCRATCH) as source:
+    scratch = snapshot.home(settings.data_dir, name) / snapshot.SCRATCH
+    with Source(workspace.source, settings.loader, settings.folder, scratch) as source:
         return _models(source, workspace, {})
 
 
@@ -50,7 +50,7 @@ def _models(source: Source, workspace: Workspace, audience_ids: dict[str, int]) 
     events: tuple[str, EventsPlan] | None = None
     try:
         sql = source.statement(workspace.profiles.text)
-        profiles = sql, plan(workspace.profiles, source.describe(sql), audience_ids)
+        profiles = sql, plan(workspace.profiles, source.describe(sql), audience_ids, workspace.dialect_columns)
     except ModelError as error:
         problems += error.problems
     if workspace.events is not None:
@@ -68,109 +68,97 @@ def _models(source: Source, workspace: Workspace, audience_ids: dict[str, int]) 
 
 def refresh(
     settings: Settings, name: str, *, force: bool, progress: Progress, at: snapshot.AtStep = snapshot.nothing
-) -> snapshot.Outcome:
+) -> Outcome:
     """Refreshes a workspace once. Whatever goes wrong, the snapshot that was current stays current.
 
-    The outcome is also written to the workspace's refresh.json. Raises the EdgeprofileError that ended it;
+    The outcome is also noted in the workspace's refresh.json. Raises the EdgeprofileError that ended it;
     LoaderBusy means that another loader is at it and nothing was done.
     """
     home = snapshot.home(settings.data_dir, name)
-    started_at = time.time()
+    attempt = Attempt.begin()
     try:
-        with snapshot.loader_lock(home):
-            return _recorded(settings, name, home, started_at, force, progress, at)
+        with locks.loading(home):
+            return _noted(settings, name, home, attempt, force, progress, at)
     except OSError as error:
         raise store_error(error, settings.data_dir) from error
 
 
-def _recorded(
-    settings: Settings, name: str, home: Path, started_at: float, force: bool, progress: Progress, at: snapshot.AtStep
-) -> snapshot.Outcome:
+def _noted(
+    settings: Settings, name: str, home: Path, attempt: Attempt, force: bool, progress: Progress, at: snapshot.AtStep
+) -> Outcome:
     """Runs the cycle with the lock held, cleans up behind it, and keeps a note of how it ended."""
-    ended: tuple[str, str] | None = "interrupted", "interrupted"
+    outcome: Outcome | None = None
     try:
-        outcome = _cycle(settings.workspaces[name], settings, home, started_at, force, progress, at)
-        ended = None
-        # What is published is published, whether or not there is room for a note of it.
-        with contextlib.suppress(OSError):
-            snapshot.note(home, outcome)
+        outcome = _cycle(settings.workspaces[name], settings, home, attempt, force, progress, at)
         return outcome
     except (OSError, WriterError) as error:
         known = store_error(error, home)
-        ended = _reason(known), str(known)
+        outcome = attempt.failed(known)
         raise known from error
-    except EdgeprofileError as error:
-        ended = _reason(error), str(error)
+    except BaseException as error:
+        outcome = attempt.failed(error)
         raise
     finally:
-        shutil.rmtree(home / SCRATCH, ignore_errors=True)
-        if ended is not None:
+        if outcome is None or outcome.outcome not in outcomes.SUCCESSES:
             for leftover in (home / snapshot.SNAPSHOTS).glob(snapshot.BUILDING + "*"):
                 _keep_rejects(leftover, home)
-                shutil.rmtree(leftover, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                snapshot.note(
-                    home,
-                    snapshot.Outcome(
-                        outcome=ended[0], message=ended[1], started_at=started_at, finished_at=time.time()
-                    ),
-                )
+        # What is published is published, whether or not there is room for a note of it.
+        with contextlib.suppress(OSError):
+            snapshot.clear(home)
+            if outcome is not None:
+                outcomes.note(home, outcome)
 
 
 def _cycle(
     workspace: Workspace,
     settings: Settings,
     home: Path,
-    started_at: float,
+    attempt: Attempt,
     force: bool,
     progress: Progress,
     at: snapshot.AtStep,
-) -> snapshot.Outcome:
+) -> Outcome:
     before = _current_manifest(home)
     # Where the current snapshot is damaged, the newest that is not stands for it.
     served = before or next(iter(snapshot.manifests(home)), None)
     building = snapshot.start_build(home)
     progress("model", 0, 0)
+    scratch = home / snapshot.SCRATCH
     with (
-        Fold(home, home / SCRATCH, served) as fold,
-        Source(workspace.source, settings.loader, settings.folder, home / SCRATCH) as source,
+        Fold(home, scratch, served) as fold,
+        Source(workspace.source, settings.loader, settings.folder, scratch) as source,
     ):
         models = _models(source, workspace, _audience_ids(home))
         models = models._replace(plan=fold.over(models.plan))
-        built = build(source, models, building, int(started_at * 1e6), workspace.rejects_max, progress, fold)
+        kept = Kept(home, served)
+        built = build(source, models, building, int(attempt.at * 1e6), workspace.rejects_max, progress, kept, fold)
     finished_at = time.time()
     rejected = snapshot.faults(built.rejected) + (built.events.refused if built.events else 0)
     if before is not None and before.content == built.content and not force and _is_whole(home, before):
         shutil.rmtree(building)
         _clean_up(home, workspace)
-        return snapshot.Outcome(
-            outcome="unchanged",
-            started_at=started_at,
-            finished_at=finished_at,
-            snapshot=before.name,
-            profiles=before.profiles,
-            events=before.events,
-            rejected=rejected,
+        return attempt.ended(
+            "unchanged", snapshot=before.name, profiles=before.profiles, events=before.events, rejected=rejected
         )
     if not force:
         _guard(served, built, workspace.shrink_max)
     progress("publish", 0, 0)
 
     def manifest_of(file_bytes: int, sha256: str) -> snapshot.Manifest:
-        return _manifest(home, served, models, built, file_bytes, sha256, started_at, finished_at)
+        manifest = _manifest(home, served, models, built, file_bytes, sha256, attempt.at, finished_at)
+        return msgspec.structs.replace(manifest, evicted=kept.evicted, forced=force)
 
     void(home, fold.void, served)
     catch_up = partial(follow, home)
     manifest = snapshot.publish(home, building, manifest_of, _verify_in_child, catch_up, built.pages_bytes, at)
     _clean_up(home, workspace)
-    return snapshot.Outcome(
-        outcome="published",
-        started_at=started_at,
-        finished_at=time.time(),
+    return attempt.ended(
+        "published",
         snapshot=manifest.name,
         profiles=manifest.profiles,
         events=manifest.events,
         rejected=rejected,
+        evicted=manifest.evicted,
     )
 
 
@@ -292,13 +280,3 @@ def _keep_rejects(building: Path, home: Path) -> None:
     """The list of refused rows outlives a build that was given up because of them."""
     with contextlib.suppress(FileNotFoundError):
         (building / snapshot.REJECTS).replace(home / snapshot.REJECTS)
-
-
-def _reason(error: EdgeprofileError) -> str:
-    if isinstance(error, RefreshRefused):
-        return error.outcome
-    if isinstance(error, ModelError):
-        return "model_error"
-    if isinstance(error, DiskFull):
-        return "disk_full"
-    return "store_error" if isinstance(error, StoreError) else "source_error"

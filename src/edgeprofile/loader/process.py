@@ -1,0 +1,80 @@
+"""What a process that loads is to the system: gentle, cleanly interrupted, and never an orphan."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgeprofile.snapshot import STEPS, AtStep
+
+NICENESS = 10
+# ioprio_set(2), for which the C library has no function: its number by the processor, the calling thread, class idle.
+IOPRIO_SET = {"x86_64": 251, "aarch64": 30, "riscv64": 30}
+IOPRIO_WHO_PROCESS, IOPRIO_IDLE = 1, 3 << 13
+PR_SET_PDEATHSIG = 1
+# Added to its share of the memory in thousandths, by which the kernel chooses whom it ends when there is no more.
+OOM_SCORE_ADJ = 500
+
+
+def be_gentle() -> None:
+    """Lookups come first: lower priority on processor and disk, and the first to go where memory runs out.
+
+    What the system does not let it do is left. Call it before there are threads, which inherit all of it.
+    """
+    os.nice(NICENESS)
+    number = IOPRIO_SET.get(platform.machine())
+    if number is not None:
+        ctypes.CDLL(None).syscall(number, IOPRIO_WHO_PROCESS, 0, IOPRIO_IDLE)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
+
+
+def end_with_parent(parent: int) -> None:
+    """Has the kernel send SIGTERM when the thread that started this process ends, so that no two loaders run.
+
+    Raises SystemExit where it is gone already.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        raise SystemExit(1)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[AtStep]:
+    """SIGTERM and SIGINT raise KeyboardInterrupt within: the first of them, so that cleaning up is not interrupted too.
+
+    Gives what `refresh` is to call at its steps. Once the new snapshot is verified it is only a moment from being
+    published, so that is finished, and the interrupt comes at the end.
+    """
+    told = finishing = False
+
+    def end(*_: object) -> None:
+        nonlocal told
+        first, told = not told, True
+        if first and not finishing:
+            raise KeyboardInterrupt
+
+    def at(step: str) -> None:
+        nonlocal finishing
+        finishing = STEPS.index(step) >= STEPS.index("verified")
+
+    # A shell has its background processes ignore SIGINT.
+    numbers = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield at
+    except Exception as error:
+        # Some calls of DuckDB's turn what a handler raises into an error of their own.
+        if told:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if told:
+        raise KeyboardInterrupt
