@@ -11,6 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -296,10 +297,12 @@ def run_snapshots_verify(arguments: Arguments) -> int:
 
 
 def run_snapshots_rollback(arguments: Arguments) -> int:
+    from edgeprofile.loader.following import follow
+
     home = _home(_settings(arguments), arguments)
     attempt = outcomes.Attempt.begin()
     with locks.loading(home):
-        manifest = snapshot.rollback(home)
+        manifest = snapshot.rollback(home, partial(follow, home))
         with contextlib.suppress(OSError):
             outcomes.note(home, attempt.ended(outcomes.ROLLED_BACK, snapshot=manifest.name, profiles=manifest.profiles))
     when = dt.datetime.fromtimestamp(manifest.finished_at, dt.UTC)

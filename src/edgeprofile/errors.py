@@ -7,6 +7,7 @@ EdgeprofileError                  anything below; has a `hint` for whoever must 
 ├── ModelError                    the model cannot be served as it stands   exit status 1
 ├── SourceError                   the warehouse did not answer the model    exit status 1
 ├── RefreshRefused                a guard would not let a result go out     exit status 1
+├── InvalidChange                 the loader was asked for what it cannot read
 ├── StoreError                    what is on disk cannot be used            exit status 1
 │   ├── NoSnapshot                nothing is published yet
 │   ├── SnapshotDamaged           a file is not what its manifest says
@@ -91,6 +92,10 @@ class RefreshRefused(EdgeprofileError):
     def __init__(self, message: str, *, outcome: str, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.outcome = outcome
+
+
+class InvalidChange(EdgeprofileError):
+    """A request to the loader is not as it should be; the message says where in it."""
 
 
 class StoreError(EdgeprofileError):

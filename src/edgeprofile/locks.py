@@ -17,7 +17,7 @@ from typing import BinaryIO, NamedTuple
 from edgeprofile.errors import LoaderBusy
 from edgeprofile.snapshot import make_folder
 
-LOADER, WATCHER, UPDATES = "loader.lock", "watch.lock", "updates.lock"
+LOADER, WATCHER = "loader.lock", "watch.lock"
 # Who only asks whether a lock is held has it for a moment.
 TRIES, INTERVAL_S = 20, 0.05
 
@@ -40,14 +40,6 @@ def loading(home: Path) -> Iterator[None]:
 def watching(home: Path) -> Iterator[None]:
     """Makes this process the workspace's only watcher. Raises LoaderBusy where there is one already."""
     with _owned(home, WATCHER, "is being watched", "one watcher is enough: stop that one first"):
-        yield
-
-
-@contextlib.contextmanager
-def updating(home: Path) -> Iterator[None]:
-    """Waits until nobody else changes what is live: the overlay and the current live layer together, or CURRENT."""
-    with (home / UPDATES).open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -318,6 +318,7 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     refresh: Duration = "5m"
     keep: Kept = 2
+    erase_within: Duration = "24h"
     rejects_max: Share = 0.01
     shrink_max: Share = 0.5
     source: Source
@@ -346,6 +347,10 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def refresh_s(self) -> float:
         return _seconds(self.refresh)
+
+    @property
+    def erase_within_s(self) -> float:
+        return _seconds(self.erase_within)
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from msgspec import structs
 
-from edgeprofile import exports, locks, snapshot
+from edgeprofile import exports, snapshot
 from edgeprofile._live import Live
 from edgeprofile._profile import TEXT, VALUE, Template, find
 from edgeprofile._store import Store
@@ -63,7 +63,7 @@ def frozen(home: Path, id: str) -> Iterator[Store]:
     """The current snapshot with a copy of what is live, both as of one moment."""
     copy, sequence = (exports.path_of(home, id, suffix) for suffix in ("live", "sequence"))
     live = None
-    with locks.updating(home):
+    with snapshot.updating(home):
         reader = open_current(home)
         folder = snapshot.folder(home, reader.name)
         with contextlib.suppress(FileNotFoundError):
