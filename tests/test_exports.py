@@ -8,6 +8,8 @@ import gzip
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -18,8 +20,12 @@ from msgspec import structs
 from workshop import Workshop, values
 
 from edgeprofile import exports, snapshot
+from edgeprofile._profile import find
 from edgeprofile.exports import KEPT_MAX, KEPT_SECONDS, Export
 from edgeprofile.loader import export_queue
+from edgeprofile.loader.apply import LiveWriter
+from edgeprofile.loader.changes import Erasures, Update, Updates
+from edgeprofile.loader.export import frozen
 from edgeprofile.loader.export_queue import ExportQueue
 
 MODEL = values(
@@ -29,6 +35,14 @@ MODEL = values(
     columns='id, email, language, name, "total, all", tags, vip',
 )
 ASKED = {"attributes": ["$language", "name", "total, all", "tags", "vip", "nobody"], "identifiers": ["custom_id"]}
+LATER = """
+import pathlib, sys
+from edgeprofile.loader.apply import LiveWriter
+from edgeprofile.loader.changes import Erasures, Update, Updates
+with LiveWriter(pathlib.Path(sys.argv[1])) as writer:
+    writer.update(Updates([Update("7", {"name": b'"behind"'}), Update("made", {})]))
+    writer.erase(Erasures(["9"]))
+"""
 # Instead of what writes an export: it takes any arguments, and does not end.
 SLEEPING = ("sh", "-c", "exec sleep 1000")
 LINES = [
@@ -140,6 +154,39 @@ def test_more_profiles_than_are_read_at_once_are_all_there(tmp_path: Path) -> No
     shop.load()
     export = written(shop.home, attributes=["n"], identifiers=["custom_id"])
     assert [line["attributes"]["n"] for line in lines(shop.home, export.id)] == list(range(2500))
+
+
+def test_what_updates_said_is_in_it_and_who_was_erased_is_not(shop: Workshop) -> None:
+    with LiveWriter(shop.home) as writer:
+        changes = [
+            Update("7", {"name": b'"Eve"', "language": None, "nobody": b'"new"'}),
+            Update("8", {"tags": b'["made"]'}),
+        ]
+        assert writer.update(Updates(changes)) == []
+        writer.erase(Erasures(["9"]))
+    export = written(shop.home, **ASKED)
+    assert lines(shop.home, export.id) == [
+        LINES[0],
+        {
+            "identifiers": {"custom_id": "7"},
+            "attributes": {"$language": "en", "name": "Eve", "total, all": 1.5, "tags": [1, 2], "nobody": "new"},
+        },
+        {"identifiers": {"custom_id": "8"}, "attributes": {"tags": ["made"]}},
+    ]
+    assert len(list((shop.home / exports.FOLDER).iterdir())) == 2
+
+
+def test_an_export_is_as_of_the_moment_at_which_it_began(shop: Workshop) -> None:
+    with LiveWriter(shop.home) as writer:
+        writer.update(Updates([Update("7", {"name": b'"before"'})]))
+    with frozen(shop.home, made(shop.home).id) as store:
+        # In another process, as it is elsewhere: one process opens a file of LMDB's once.
+        subprocess.run([sys.executable, "-c", LATER, shop.home], check=True)
+        found = {primary: find(store, primary) for primary in store.ids_after(None, 10)}
+        assert list(found) == [b"12", b"7", b"9"]
+        number = [field.name for field in found[b"7"].schema.fields].index("name")
+        assert found[b"7"].value(number) == b'"before"'
+        del found, store
 
 
 # --- how they are kept ---------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ SKEW_US_MAX: Final = 60 * 1_000_000
 """How far a caller's clock may be off, to either side."""
 ID_BYTES_MAX: Final = 511
 VALUE_BYTES_MAX: Final = 32 * 1024
+BRACKETS_MAX: Final = 500
 PROBLEMS_MAX: Final = 10_000
 """How many problems one answer lists; the others are counted."""
 NAME_CHARS_SHOWN: Final = 100
@@ -227,6 +228,9 @@ def _json(value: object) -> bytes:
     content = encode(value)
     if len(content) > VALUE_BYTES_MAX:
         raise Fault(f"a value has at most {VALUE_BYTES_MAX} bytes of JSON")
+    # As the loader counts them, which looks at the bytes alone.
+    if content.count(b"[") + content.count(b"{") > BRACKETS_MAX:
+        raise Fault(f"a value has at most {BRACKETS_MAX} brackets, those in its strings included")
     return content
 
 

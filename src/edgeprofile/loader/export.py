@@ -70,6 +70,9 @@ def frozen(home: Path, id: str) -> Iterator[Store]:
             shutil.copyfile(folder / snapshot.LIVE, copy)
             shutil.copyfile(folder / snapshot.SEQUENCE, sequence)
             live = Live(copy, sequence, LIVE_DATABASES)
+            # It has them open; so they are gone with this process, however that ends.
+            copy.unlink()
+            sequence.unlink()
     try:
         yield Store(reader, live, read_schema, read_events_schema)
     finally:
