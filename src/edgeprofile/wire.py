@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 import struct
@@ -20,7 +21,8 @@ import msgspec
 from edgeprofile.errors import LoaderUnavailable
 
 VERSION = 1
-# The socket of a workspace's loader, in its folder.
+# The sockets: of the gateway, in the data folder, and of a workspace's loader, in its own.
+GATEWAY = "gateway.sock"
 UPDATES = "updates.sock"
 FRAME_BYTES_MAX = 64 * 1024 * 1024
 LENGTH = struct.Struct("<I")
@@ -30,9 +32,11 @@ BACKLOG = 256
 
 Message = dict[str, Any]
 
+log = logging.getLogger("edgeprofile")
+
 
 class Broken(Exception):
-    """The other side is gone, or what it sent is no message of ours; the text is of no secrets."""
+    """The other side is gone, or what it sent is no message of ours."""
 
 
 class Peer:
@@ -93,15 +97,15 @@ def _framed(message: object) -> bytearray:
 
 
 def _checked(message: Any, key: str) -> Message:
-    if not isinstance(message, dict) or key not in message:
-        raise Broken("a message of another kind")
-    if message.get("v") != VERSION:
-        raise Broken(f"a message of another version than {VERSION}: all of our processes have to be started anew")
-    return message
+    if isinstance(message, dict) and message.get("v") == VERSION and key in message:
+        return message
+    # After an upgrade, some are still of the version before.
+    log.error("another process of edgeprofile speaks otherwise than version %d: start all of them anew", VERSION)
+    raise Broken("a message of another version")
 
 
 @contextlib.contextmanager
-def _address_of(path: Path) -> Iterator[str]:
+def address_of(path: Path) -> Iterator[str]:
     """An address that is never too long for a socket's, however deep the folder of the path is."""
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -115,7 +119,7 @@ async def connect(path: Path) -> AsyncIterator[Peer]:
     """A connection to the process that serves this socket. Raises LoaderUnavailable where there is none, or no room."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        with _address_of(path) as address:
+        with address_of(path) as address:
             connection.connect(address)
         reader, writer = await asyncio.open_unix_connection(sock=connection, limit=BUFFER_BYTES)
     except OSError:
@@ -146,7 +150,7 @@ async def serve(path: Path, talk: Callable[[Peer], Awaitable[None]]) -> asyncio.
     temporary = path.with_name(f"{path.name}.new")
     temporary.unlink(missing_ok=True)
     try:
-        with _address_of(temporary) as address:
+        with address_of(temporary) as address:
             listener.bind(address)
         temporary.chmod(0o600)  # nobody can connect before it listens
         listener.listen(BACKLOG)
@@ -158,6 +162,8 @@ async def serve(path: Path, talk: Callable[[Peer], Awaitable[None]]) -> asyncio.
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             await talk(Peer(reader, writer))
+        except asyncio.CancelledError:
+            pass  # the process ends; streams of Python 3.11 would log this as a fault
         finally:
             writer.close()
 
