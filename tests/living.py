@@ -48,6 +48,8 @@ class Living:
         self.reader.close()
 
     def generation(self, number: int) -> Schema:
+        if number == 0:
+            return self.base
         return msgspec.json.decode(self.meta[b"generation:" + struct.pack(">I", number)], type=Schema)
 
     def ids(self) -> list[str]:

@@ -87,6 +87,7 @@ def parser() -> argparse.ArgumentParser:
 
     _keys_parser(commands.add_parser("keys", help="create, list and revoke API keys, rotate signing keys"), common)
     _snapshots_parser(commands.add_parser("snapshots", help="list, verify and roll back snapshots"), common)
+    _erased_parser(commands.add_parser("erased", help="list and restore erased profiles"), common)
     config = commands.add_parser("config", help="check the settings").add_subparsers(required=True, metavar="COMMAND")
     command = config.add_parser("check", parents=[common], help="read the settings, plan the model, name every problem")
     command.set_defaults(run=run_config_check)
@@ -137,6 +138,22 @@ def _snapshots_parser(command: argparse.ArgumentParser, common: argparse.Argumen
     ):
         action = actions.add_parser(name, parents=[common], help=what)
         action.add_argument("--workspace", required=True, metavar="W")
+        action.set_defaults(run=run)
+
+
+def _erased_parser(command: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(required=True, metavar="COMMAND")
+    for name, run, what in (
+        ("list", run_erased_list, "which profiles are erased, by hashes of their ids"),
+        (
+            "restore",
+            run_erased_restore,
+            "let erased profiles come back with the next load",
+        ),
+    ):
+        action = actions.add_parser(name, parents=[common], help=what)
+        action.add_argument("--workspace", required=True, metavar="W")
+        action.add_argument("--id", metavar="ID", help="only the profile of this primary id")
         action.set_defaults(run=run)
 
 
@@ -310,6 +327,22 @@ def run_snapshots_rollback(arguments: Arguments) -> int:
     print("the next edgeprofile load will publish what the model gives then: mend it first", file=sys.stderr)
     print("load --watch leaves this workspace alone until that", file=sys.stderr)
     return 0
+
+
+def run_erased_list(arguments: Arguments) -> int:
+    from edgeprofile.loader.following import erasures
+
+    found = erasures(_home(_settings(arguments), arguments), arguments.id)
+    status.print_erased([(key, erasure.time_us / 1e6) for key, erasure in found])
+    return 0
+
+
+def run_erased_restore(arguments: Arguments) -> int:
+    from edgeprofile.loader.following import restore
+
+    count = restore(_home(_settings(arguments), arguments), arguments.id)
+    print(f"restored {count} profiles: what the model has of them comes back with the next load")
+    return 0 if count else 1
 
 
 def run_config_check(arguments: Arguments) -> int:

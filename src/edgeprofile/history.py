@@ -55,6 +55,10 @@ class EventsSchema(msgspec.Struct, frozen=True):
         return 2 + self.has_id
 
 
+# Of a workspace whose events are all of updates.
+WITHOUT_MODEL = EventsSchema(False, ())
+
+
 class Event(NamedTuple):
     """An event as it stands in a block."""
 

@@ -30,6 +30,7 @@ import msgspec
 from edgeprofile import snapshot
 from edgeprofile._history import check_history
 from edgeprofile._identifiers import ids_of
+from edgeprofile._live import Live
 from edgeprofile._record import check
 from edgeprofile._tree import Tree
 from edgeprofile.errors import FormatUnsupported, LiveDamaged, RecordDamaged, SnapshotDamaged, StoreError
@@ -249,6 +250,15 @@ def _decoded(content: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise LiveDamaged("a schema of the live layer is damaged") from None
+
+
+def live_profiles(folder: Path) -> int:
+    """How many profiles changed since a snapshot, new ones and those that are gone included. Raises LiveDamaged."""
+    try:
+        live = Live(folder / snapshot.LIVE, folder / snapshot.SEQUENCE, LIVE_DATABASES)
+    except OSError:
+        return 0
+    return live.entries(LIVE_PROFILES)
 
 
 def open_current(home: Path) -> Reader:

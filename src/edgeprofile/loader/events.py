@@ -14,7 +14,7 @@ import msgspec
 
 from edgeprofile._history import HistoryBuilder
 from edgeprofile._record import Batch, Encoder
-from edgeprofile.history import EventsSchema
+from edgeprofile.history import WITHOUT_MODEL, EventsSchema
 from edgeprofile.loader.fold import Fold
 from edgeprofile.loader.folded_events import FoldedEvents
 from edgeprofile.loader.model import EventsPlan
@@ -60,7 +60,7 @@ def build_events(
     if sql is None or plan is None:
         if not fold.has_events:
             return None
-        folded = FoldedEvents(fold, EventsSchema(True, ()))
+        folded = FoldedEvents(fold, WITHOUT_MODEL)
         return BuiltEvents(folded.schema, 0, *_write(folded.alone(), writer), {})
     with source.running("the events' model"):
         made = Rows("events", "temp.events", "temp.refused_events", _listed(plan))

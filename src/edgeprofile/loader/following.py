@@ -71,7 +71,7 @@ def _applied(home: Path, manifest: snapshot.Manifest) -> int:
 def erased_upto(home: Path, within_s: float) -> int:
     """The last change that erased a profile so long ago that no snapshot of before it may be kept; 0 for none."""
     until_us = (time.time() - within_s * DUE_AT_SHARE) * 1e6
-    return max((each.sequence for each in _erasures(home) if each.time_us <= until_us), default=0)
+    return max((each.sequence for _, each in erasures(home) if each.time_us <= until_us), default=0)
 
 
 def erasure_due_at(home: Path, within_s: float) -> float | None:
@@ -80,13 +80,31 @@ def erasure_due_at(home: Path, within_s: float) -> float | None:
     None where every snapshot that is kept is of after the last erasure.
     """
     known = min((each.updates for each in snapshot.manifests(home)), default=0)
-    due = [each.time_us / 1e6 + within_s * DUE_AT_SHARE for each in _erasures(home) if each.sequence > known]
+    due = [each.time_us / 1e6 + within_s * DUE_AT_SHARE for _, each in erasures(home) if each.sequence > known]
     return min(due, default=None)
 
 
-def _erasures(home: Path) -> list[Erasure]:
-    """Those that hold."""
+def erasures(home: Path, primary: str | None = None) -> list[tuple[str, Erasure]]:
+    """The erased profiles, by the keyed hashes of their ids, the first first; or that of one id, if it is erased.
+
+    Those that were restored are none.
+    """
     if not has_overlay(home):
         return []
     with open_overlay(home) as overlay, overlay.view() as view:
-        return [erasure for _, erasure in view.erasures() if not erasure.restored]
+        only = None if primary is None else view.erased_key(primary.encode())
+        found = [(key, each) for key, each in view.erasures() if not each.restored and only in (None, key)]
+    return [(key.hex(), each) for key, each in sorted(found, key=lambda pair: pair[1].sequence)]
+
+
+def restore(home: Path, primary: str | None) -> int:
+    """Lets an erased profile, or all of them, come back with the next snapshot, as far as the model has them.
+
+    Returns how many there were.
+    """
+    if not has_overlay(home):
+        return 0
+    with open_overlay(home) as overlay, overlay.change() as change:
+        if primary is not None:
+            return int(change.restore(primary.encode()))
+        return change.restore_all()

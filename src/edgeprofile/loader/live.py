@@ -11,7 +11,7 @@ Five databases, which workers read beside this one writer (see ext/live.pyx):
                                       empty where there are no events any more
     events       number of a block  → the block
 
-Generation 1 is the snapshot's own schema; each one after it has more attributes, as `events_schema` has parameters.
+Generation 0 is the snapshot's own schema; each one after it has more attributes, as `events_schema` has parameters.
 A profile is computed anew from the snapshot and the overlay whenever a change touched it, so that to do it again
 changes nothing. What this holds of a profile equals what the next snapshot will hold.
 """
@@ -35,7 +35,7 @@ from edgeprofile._identifiers import ids_of
 from edgeprofile._live import Announcer
 from edgeprofile._record import check_of
 from edgeprofile.errors import FormatUnsupported, LiveDamaged, RecordDamaged
-from edgeprofile.history import LIVE, Block, EventsSchema
+from edgeprofile.history import LIVE, WITHOUT_MODEL, Block, EventsSchema
 from edgeprofile.loader.base import Base, Standing
 from edgeprofile.loader.changes import Event
 from edgeprofile.loader.merging import Fields, Merged, Row, Values, merge, time_of
@@ -98,8 +98,7 @@ class Live:
                 *_, meta = (self._env.open_db(name, txn) for name in LIVE_DATABASES)
                 txn.put(b"applied", _NUMBER.pack(base.updates), db=meta)
                 txn.put(b"block", _NUMBER.pack(0), db=meta)
-                txn.put(_generation_key(1), msgspec.json.encode(base.fields.schema), db=meta)
-                events_schema = base.events_schema or EventsSchema(True, ())
+                events_schema = base.events_schema or WITHOUT_MODEL
                 txn.put(b"events_schema", msgspec.json.encode(events_schema), db=meta)
         self._profiles, self._identifiers, self._histories, self._events, self._meta = (
             self._env.open_db(name, create=False) for name in LIVE_DATABASES
@@ -109,7 +108,7 @@ class Live:
             (self._next_block,) = _NUMBER.unpack(txn.get(b"block", b""))
             self._event_fields = EventFields(msgspec.json.decode(txn.get(b"events_schema", b""), type=EventsSchema))
             self._generations = [base.fields]
-            while (found := txn.get(_generation_key(len(self._generations) + 1))) is not None:
+            while (found := txn.get(_generation_key(len(self._generations)))) is not None:
                 self._generations.append(Fields(msgspec.json.decode(found, type=Schema)))
 
     def __enter__(self) -> Self:
@@ -218,13 +217,13 @@ class _Merge:
         names = {name for _, standing in self._standings if standing.said for name in standing.said.attributes}
         fields = self.generations[-1].extended(names)
         if fields is not self.generations[-1]:
-            self.generations.append(fields)
             key = _generation_key(len(self.generations))
+            self.generations.append(fields)
             self._txn.put(key, msgspec.json.encode(fields.schema), db=self._meta)
 
     def _write_profiles(self) -> None:
         fields = self.generations[-1]
-        generation = _GENERATION.pack(len(self.generations))
+        generation = _GENERATION.pack(len(self.generations) - 1)
         written: list[tuple[bytes, bytes]] = []
         for primary, standing in self._standings:
             try:
@@ -258,7 +257,7 @@ class _Merge:
         if not found:
             return None
         (generation,) = _GENERATION.unpack_from(found)
-        return self.generations[generation - 1], found[_GENERATION.size :]
+        return self.generations[generation], found[_GENERATION.size :]
 
     # --- the index -------------------------------------------------------------------------------------------------
 

@@ -123,7 +123,7 @@ class View:
         """Whether a profile was erased, be it restored since."""
         if not self._has_erased:
             return None
-        found = self._txn.get(self._erased_key(primary), db=self._erased)
+        found = self._txn.get(self.erased_key(primary), db=self._erased)
         return None if found is None else _erasures.decode(found)
 
     def erasures(self) -> list[tuple[bytes, Erasure]]:
@@ -139,7 +139,8 @@ class View:
                 found.update(cursor.iternext(keys=False, values=True))
         return sorted(found)
 
-    def _erased_key(self, primary: bytes) -> bytes:
+    def erased_key(self, primary: bytes) -> bytes:
+        """Under what an erased profile is noted."""
         # In DuckDB's words: left(sha256(secret || id), 32), see loader.build.
         return hashlib.sha256(self.secret.encode() + primary).digest()[:HASH_BYTES]
 
@@ -179,7 +180,7 @@ class Change(View):
         """Forgets all that updates have said of a profile, and notes that it is to be forgotten elsewhere too."""
         self._txn.delete(primary, db=self._profiles)
         self._delete_events(primary, self.sequence)
-        self._txn.put(self._erased_key(primary), _encoder.encode(Erasure(time_us, self.sequence)), db=self._erased)
+        self._txn.put(self.erased_key(primary), _encoder.encode(Erasure(time_us, self.sequence)), db=self._erased)
         self._touched.add(primary)
 
     def drop(self, primary: bytes, upto: int) -> None:
@@ -193,18 +194,24 @@ class Change(View):
             self._txn.put(primary, encoded(left), db=self._profiles)
         self._touched.add(primary)
 
-    def restore(self, key: bytes, erasure: Erasure) -> None:
-        """Lets the profile of that keyed hash come back with the next snapshot."""
-        restored = Erasure(erasure.time_us, erasure.sequence, True)
-        self._txn.put(key, _encoder.encode(restored), db=self._erased)
-
-    def restore_id(self, primary: bytes) -> bool:
-        """The same, by the id; False where no such profile is erased."""
+    def restore(self, primary: bytes) -> bool:
+        """Lets an erased profile come back with the next snapshot; False where it is none."""
         erasure = self.erasure(primary)
         if erasure is None or erasure.restored:
             return False
-        self.restore(self._erased_key(primary), erasure)
+        self._put_restored(self.erased_key(primary), erasure)
         return True
+
+    def restore_all(self) -> int:
+        """Lets all of them come back; returns how many there are."""
+        erased = [(key, erasure) for key, erasure in self.erasures() if not erasure.restored]
+        for key, erasure in erased:
+            self._put_restored(key, erasure)
+        return len(erased)
+
+    def _put_restored(self, key: bytes, erasure: Erasure) -> None:
+        restored = Erasure(erasure.time_us, erasure.sequence, True)
+        self._txn.put(key, _encoder.encode(restored), db=self._erased)
 
     def forget_restored(self, upto: int) -> None:
         """Forgets the erasures up to a change that were restored: no snapshot is left that they still matter to."""
