@@ -6,7 +6,9 @@ client would.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -201,6 +203,7 @@ class Service:
         self.workers_wanted = workers
         self.secrets: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
 
     # Its state on disk.
 
@@ -250,8 +253,41 @@ class Service:
         until(lambda: len(self.workers()) == self.workers_wanted and self._readiness() == ready, "the service is up")
         return self
 
+    def watch(self) -> subprocess.Popen[bytes]:
+        """Starts the loader as a service, which takes updates too, and waits until it does."""
+        command = [sys.executable, "-m", "edgeprofile", "load", "--watch", "--config", str(self.file)]
+        with self._log.open("ab") as log:
+            self._watcher = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        for workspace in self.settings.workspaces:
+            path = self.home(workspace) / wire.UPDATES
+            until(lambda: is_served(path), "updates are taken")  # noqa: B023
+        return self._watcher
+
+    def watcher(self) -> subprocess.Popen[bytes]:
+        """The process that `watch` has started last."""
+        assert self._watcher is not None
+        return self._watcher
+
+    def kill_all(self) -> None:
+        """Ends every process of it at once, without a warning to any."""
+        children = self._children()
+        process, watcher = self.release(), self.watcher()
+        process.kill()
+        watcher.kill()
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+        watcher.wait()
+        self._watcher = None
+        until(lambda: not any(map(mappings, children)), "all are gone")
+
     def stop(self) -> None:
         """Ends it as a supervisor would. Fails the test for an unclean end, a traceback or a secret in the log."""
+        if self._watcher is not None:
+            self._watcher.terminate()
+            self._watcher.wait(STOP_SECONDS_MAX)
+            self._watcher = None
         if self._process is None:
             return
         process, self._process = self._process, None

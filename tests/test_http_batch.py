@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from batches import BATCHED, MASS_UPDATE, PROJECT, UPDATE, StandIn, call, takes_all, updates
+from batches import BATCHED, MASS_UPDATE, PROJECT, UPDATE, call, updates
 from conftest import BANK, BANK_PROFILES, MakeService
 from service import Answer, Service, exchange, request, until
 from test_metrics import requests, scrape
@@ -30,9 +30,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     made.run_sql(BANK_PROFILES, "bank")
     made.load("shop")
     made.load("bank")
+    made.watch()
     made.start()
-    with StandIn(made.home(), takes_all):
-        yield made
+    yield made
     made.stop()
 
 
@@ -287,13 +287,13 @@ def test_calls_and_erasures_are_counted_under_their_surfaces(make_service: MakeS
     service = make_service({"shop": BATCHED}, with_admin=True)
     service.run_sql(SHOP)
     service.load()
+    service.watch()
     service.start()
     key = service.key(scopes=("write",))
     before = scrape(service)
-    with StandIn(service.home(), takes_all):
-        full = call(MASS_UPDATE, key, [0] * 10_000)
-        passed = passed_until_denied(lambda: service.ask(full))
-        assert service.get("/v1/profiles/id/1", key, method="DELETE").status == 204
+    full = call(MASS_UPDATE, key, [0] * 10_000)
+    passed = passed_until_denied(lambda: service.ask(full))
+    assert service.get("/v1/profiles/id/1", key, method="DELETE").status == 204
     expected = {("batch", "202"): passed, ("batch", "429"): 1, ("native", "204"): 1}
     # What an event loop answers is counted just behind its answer.
     until(lambda: requests(scrape(service)) - requests(before) == expected, "all are counted")

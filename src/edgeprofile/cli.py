@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import datetime as dt
 import json
+import logging
 import os
 import re
 import sys
@@ -201,6 +202,7 @@ def run_load(arguments: Arguments) -> int:
     if arguments.watch:
         from edgeprofile.loader.watch import watch
 
+        logging.basicConfig(format="%(asctime)s %(levelname)s [%(process)d] %(message)s")
         watch(settings, names, status.say_refresh)
         return 0
     return _load_once(settings, names, force=arguments.force)
