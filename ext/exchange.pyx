@@ -78,7 +78,7 @@ cdef class Exchange:
         Counted before that, so that who has an answer finds it counted.
         """
         if self.method == "HEAD" and status != 304:  # of which the length would be that of the whole answer
-            headers.append((b"content-length", b"%d" % PyBytes_GET_SIZE(body)))
+            headers = [*headers, (b"content-length", b"%d" % PyBytes_GET_SIZE(body))]
             body = b""
         self.recorder.record_c(status, self.started_ns)
         self.send({"type": "http.response.start", "status": status, "headers": headers})

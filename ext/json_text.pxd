@@ -46,7 +46,7 @@ cdef inline int reserve(Buffer* out, size_t more) except -1:
 
 cdef inline int put(Buffer* out, const char* text, size_t size) except -1:
     cdef int refused = reserve(out, size)
-    if refused:
+    if refused or size == 0:  # memcpy takes no NULL, not even for nothing
         return refused
     memcpy(out.start + out.size, text, size)
     out.size += size

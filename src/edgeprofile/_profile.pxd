@@ -8,6 +8,10 @@ from edgeprofile._store cimport Found, Store
 from json_text cimport Buffer
 
 
+cdef enum:
+    PARAMS_OPEN_BYTES = 10
+
+
 cdef struct Item:
     int how, field, count
     Run* runs
@@ -38,5 +42,6 @@ cdef class Profile:
 
 
 cdef bytes render(const View* view, Template template, tuple slots, uint64_t bytes_max)
+cdef uint64_t begin(Buffer* out, uint64_t bytes_max) noexcept
 cdef int append(Buffer* out, const View* view, Template template, tuple slots) except -1
 cdef bint find_value(const View* view, int first_nested, int open_bytes, int field, Slice* value) except -1

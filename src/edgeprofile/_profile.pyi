@@ -1,6 +1,8 @@
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Self, TypeVar, final
 
+from typing_extensions import Buffer
+
 from edgeprofile._store import Store
 from edgeprofile.record import Schema
 
@@ -63,3 +65,11 @@ class Profile:
 
 def find(store: Store, primary: bytes) -> Profile:
     """The profile of a primary id. Raises ProfileNotFound, RecordDamaged, FormatUnsupported."""
+
+def render_record(
+    record: Buffer, primary: bytes, template: Template, slots: tuple[bytes, ...] = (), bytes_max: int = ...
+) -> bytes:
+    """What a template makes of the record that was found under a primary id, for tests.
+
+    Raises AnswerTooLarge, RecordDamaged, FormatUnsupported.
+    """
