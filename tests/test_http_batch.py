@@ -70,7 +70,8 @@ def test_any_version_of_the_api_is_served_and_none(path: str, service: Service, 
 
 
 @pytest.mark.parametrize(
-    "path", ["/2.4/profiles/updates", "/2.4/profiles/update/", "/2.4/", "/profiles/", "/exports/x"]
+    "path",
+    ["/2.4/profiles/updates", "/2.4/profiles/update/", "/2.4/", "/profiles/", "/exports/x", "/profiles/2.4/update"],
 )
 def test_another_path_is_no_route(path: str, service: Service, shared_key: str) -> None:
     assert_error(service.ask(call(path, shared_key, updates(1))), 404, "ROUTE_NOT_FOUND")

@@ -7,7 +7,6 @@ handed to the loader of its workspace; only when that has it on disk is it ackno
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import signal
 import time
@@ -38,8 +37,6 @@ LOADER_SECONDS_MAX: Final = 30
 DRAIN_SECONDS_MAX: Final = 10
 # After so many updates, another request has its turn.
 TURN_UPDATES: Final = 250
-# Parsed bodies are many objects and no cycles; to look for some in each of them takes longer than to parse it.
-COLLECT_AFTER: Final = 1_000_000
 GZIP: Final = 31
 """What zlib calls its format."""
 
@@ -250,8 +247,6 @@ def _success(problems: list[Problem]) -> bytes:
 def run(settings: Settings, shared: SharedMap) -> None:
     """Serves until SIGTERM, then finishes what is under way."""
     os.nice(NICENESS)
-    gc.freeze()
-    gc.set_threshold(COLLECT_AFTER)
     asyncio.run(_run(settings.data_dir / wire.GATEWAY, Gateway(served(settings), shared)))
     os.kill(os.getpid(), signal.SIGTERM)  # now by the default, which tells whoever keeps this process why it ended
 

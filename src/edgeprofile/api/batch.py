@@ -44,7 +44,7 @@ from edgeprofile.settings import Batch as Table
 
 # With any version of theirs, or none. What begins so is theirs, whatever follows.
 OURS = re.compile(rb"/2\.[0-9]+/|/profiles/|/exports/")
-VERSION = re.compile(rb"/2\.[0-9]+(?=/)")
+VERSION = re.compile(rb"\A/2\.[0-9]+(?=/)")
 BODY_SECONDS_MAX = 60
 GATEWAY_SECONDS_MAX = 60
 LOADER_SECONDS_MAX = 30
