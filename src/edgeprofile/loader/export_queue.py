@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta, structs
 
 from edgeprofile import exports
+from edgeprofile.errors import StoreError
 from edgeprofile.exports import ATTRIBUTES_MAX, KEPT_MAX, NAME_CHARS_MAX, Export
 
 CHILD = (sys.executable, "-P", "-m", "edgeprofile.loader.export")
@@ -59,8 +60,8 @@ class ExportQueue:
             exports.write(self._home, export)
         except msgspec.ValidationError:
             return {"ok": False, "code": "invalid", "message": "That is no export."}
-        except OSError as error:
-            log.error("workspace %s: no export can be kept: %s", self._home.name, error.strerror)
+        except (OSError, StoreError) as error:
+            log.error("workspace %s: no export can be kept: %s", self._home.name, error)
             return {"ok": False, "code": "unavailable", "message": "No export can be kept."}
         self._is_new.set()
         return {"ok": True, "id": export.id}
@@ -75,8 +76,8 @@ class ExportQueue:
                     if not export.is_over:
                         async with self._slots:
                             await self._write(export)
-            except OSError as error:
-                log.error("workspace %s: exports: %s", self._home.name, error.strerror)
+            except (OSError, StoreError) as error:
+                log.error("workspace %s: exports: %s", self._home.name, error)
             # Not by wait_for: that of Python 3.11 forgets a cancellation which comes together with what it waits for.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PRUNE_INTERVAL_S):
