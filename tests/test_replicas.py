@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from edgeprofile.errors import (
     StoreError,
     UsageError,
 )
+from edgeprofile.loader.following import follow
 from edgeprofile.objectstore import Store
 
 PART_BYTES = 16 * 1024
@@ -221,7 +223,7 @@ def test_a_rollback_at_the_source_is_followed_without_copying_again(pair: Pair) 
     pair.load("second")
     pair.send()
     pair.fetch()
-    snapshot.rollback(pair.source.home)
+    snapshot.rollback(pair.source.home, partial(follow, pair.source.home))
     assert pair.send().moved == 0
     fetched = pair.fetch()
     assert (fetched.outcome, fetched.snapshot, fetched.moved) == ("published", first, 0)

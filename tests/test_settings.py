@@ -33,8 +33,9 @@ SHOP = f"[workspaces.shop]\n{SOURCE}\n{PROFILES}\n"
 INSIDER = 'insider = { partner = "mybrand" }\n'
 EVENTS = 'events = { sql = "FROM events", profile = "id", name = "name", time = "at" }\n'
 MPARTICLE = 'mparticle = { org = "1", account = "2", workspace = "3", mpid = "id" }\n'
+BATCH = 'batch = { project = "project_1" }\n'
 # They name the primary id, so that they stand only where it is what it is in SHOP.
-DIALECTS = {"insider": INSIDER, "mparticle": MPARTICLE}
+DIALECTS = {"insider": INSIDER, "mparticle": MPARTICLE, "batch": BATCH}
 SECRET = "hunter2"
 
 Write = Callable[[str], None]
@@ -302,6 +303,9 @@ SAMPLES = {
     "workspaces.shop.mparticle.attribution": ("source", "source"),
     "workspaces.shop.mparticle.values_as_text": ("false", False),
     "workspaces.shop.mparticle.audience": ("https://api.example", "https://api.example"),
+    "workspaces.shop.batch.project": ("project_2", "project_2"),
+    "workspaces.shop.batch.custom_id": ("id", "id"),
+    "workspaces.shop.batch.request_bytes_max": ("1024", 1024),
 }
 NO_KEY = "expected a variable that names a key, found none"
 UNSERVED = {"server.tls_certificate", "server.tls_key", "server.tls_client_ca"}
@@ -462,6 +466,13 @@ IDENTIFIER = "expected a column or a table of column, unique, normalize"
         (profiles("id = 'a'\naudiences = ['b', 'b']"),
          "workspaces.shop.profiles.audiences: expected every column to be declared once, "
          'found "b", which audiences has already'),
+        (f"{SHOP}batch = {{}}", "workspaces.shop.batch.project: expected a project's key, project_…, found nothing"),
+        (f"{SHOP}batch.project = 'shop'",
+         'workspaces.shop.batch.project: expected a project\'s key, project_…, found "shop"'),
+        (f"{SHOP}batch = {{ project = 'project_1', custom_id = 'crm' }}",
+         'workspaces.shop.batch.custom_id: expected an identifier of the profiles (id), found "crm"'),
+        (f"{SHOP}batch = {{ project = 'project_1', request_bytes_max = 50331649 }}",
+         "workspaces.shop.batch.request_bytes_max: expected an integer from 1 to 50331648, found 50331649"),
         (f"{SHOP}refresh = '5 minutes'", f'workspaces.shop.refresh: {DURATION}, found "5 minutes"'),
         (f"{SHOP}refresh = '0s'", f'workspaces.shop.refresh: {DURATION}, found "0s"'),
         (f"{SHOP}refresh = ''", f'workspaces.shop.refresh: {DURATION}, found ""'),
@@ -506,12 +517,12 @@ def test_there_are_as_many_workspaces_as_counters_for_them(write: Write) -> None
     assert str(fault()) == "edgeprofile.toml: workspaces: expected at most 1,000 workspaces, found 1,001"
 
 
-@pytest.mark.parametrize("table", ["batch", "deleted", "full_refresh"])
+@pytest.mark.parametrize("table", ["deleted", "full_refresh"])
 def test_what_this_version_lacks_is_an_unknown_key(table: str, write: Write) -> None:
     write(f"{SHOP}{table} = {{}}")
     error = fault()
     assert str(error) == f'edgeprofile.toml: workspaces.shop.{table}: expected a known key, found "{table}"'
-    known = "refresh, keep, rejects_max, shrink_max, source, profiles, events, insider, mparticle, intilery"
+    known = "refresh, keep, rejects_max, shrink_max, source, profiles, events, insider, mparticle, intilery, batch"
     assert error.hint == f"Known here: {known}."
 
 

@@ -47,7 +47,7 @@ OWNERS = {
     "cryptography": {"signing"},
     "granian": {"server"},
     "joserfc": {"signing"},
-    "lmdb": {"reader", "loader.writer"},
+    "lmdb": {"reader", "loader.live", "loader.overlay", "loader.writer"},
     "obstore": {"objectstore"},
     "starlette": {"app"} | {name for name in MODULES if name.startswith("api.")},
     "prometheus_client": {"exposition", "api.admin"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,6 +19,8 @@ from edgeprofile._metrics import Recorder, clock_ns
 from edgeprofile._store import Workspace
 from edgeprofile._surface import Surface
 from edgeprofile.api import dialect, insider, mparticle, native
+from edgeprofile.api.batch import Batch
+from edgeprofile.api.erasure import Erasure
 from edgeprofile.api.problems import HANDLERS, problem
 from edgeprofile.api.tokens import PATH as TOKEN_PATH
 from edgeprofile.api.tokens import Tokens
@@ -37,6 +39,8 @@ from edgeprofile.watch import (
     Watcher,
 )
 
+# Which requests an app is for, and the app.
+Part = tuple[Callable[[Scope], bool], ASGIApp]
 SHARED_MAP = "shared.map"
 # How long a watcher's thread may hold up a lookup that waits for the interpreter.
 SWITCH_INTERVAL_S = 0.0005
@@ -89,8 +93,13 @@ def build_app(settings: Settings) -> Front:
         profiles = mparticle.Dialect(service, mparticles)
         surfaces.append(Surface(tokens, recorder(Counted.MPARTICLE), paths=(TOKEN_PATH,)))
         surfaces.append(Surface(profiles, recorder(Counted.MPARTICLE), prefixes=(mparticle.PREFIX,)))
+    erasure = Erasure(service, settings.data_dir)
+    batches = {name: each.batch for name, each in settings.workspaces.items() if each.batch}
+    batch = Batch(service, batches, settings.data_dir)
+    parts: list[Part] = [(erasure.claims, _recorded(erasure, recorder(Counted.NATIVE)))]
+    parts += [(batch.claims, _recorded(batch, recorder(Counted.BATCH)))] if batches else []
     front = Front(
-        _recorded(app, recorder(Counted.OTHER)),
+        _parted(parts, _recorded(app, recorder(Counted.OTHER))),
         lookup,
         surfaces,
         shared,
@@ -124,6 +133,17 @@ async def _watching(watchers: list[Watcher]) -> AsyncIterator[None]:
     yield
     for watcher in watchers:
         watcher.stop()
+
+
+def _parted(parts: list[Part], rest: ASGIApp) -> ASGIApp:
+    """The first of these apps that claims a request answers it, or else `rest`, which has the lifespan too."""
+
+    async def parted(scope: Scope, receive: Receive, send: Send) -> None:
+        is_request = scope["type"] == "http"
+        app = next((app for claims, app in parts if is_request and claims(scope)), rest)
+        await app(scope, receive, send)
+
+    return parted
 
 
 def _recorded(app: ASGIApp, recorder: Recorder) -> ASGIApp:

@@ -6,12 +6,14 @@ import argparse
 import contextlib
 import datetime as dt
 import json
+import logging
 import os
 import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -118,6 +120,7 @@ def parser() -> argparse.ArgumentParser:
 
     _keys_parser(commands.add_parser("keys", help="create, list and revoke API keys, rotate signing keys"), common)
     _snapshots_parser(commands.add_parser("snapshots", help="list, verify and roll back snapshots"), common)
+    _erased_parser(commands.add_parser("erased", help="list and restore erased profiles"), common)
     config = commands.add_parser("config", help="check the settings").add_subparsers(required=True, metavar="COMMAND")
     command = config.add_parser("check", parents=[common], help="read the settings, plan the model, name every problem")
     command.set_defaults(run=run_config_check)
@@ -168,6 +171,22 @@ def _snapshots_parser(command: argparse.ArgumentParser, common: argparse.Argumen
     ):
         action = actions.add_parser(name, parents=[common], help=what)
         action.add_argument("--workspace", required=True, metavar="W")
+        action.set_defaults(run=run)
+
+
+def _erased_parser(command: argparse.ArgumentParser, common: argparse.ArgumentParser) -> None:
+    actions = command.add_subparsers(required=True, metavar="COMMAND")
+    for name, run, what in (
+        ("list", run_erased_list, "which profiles are erased, by hashes of their ids"),
+        (
+            "restore",
+            run_erased_restore,
+            "let erased profiles come back with the next load",
+        ),
+    ):
+        action = actions.add_parser(name, parents=[common], help=what)
+        action.add_argument("--workspace", required=True, metavar="W")
+        action.add_argument("--id", metavar="ID", help="only the profile of this primary id")
         action.set_defaults(run=run)
 
 
@@ -232,6 +251,7 @@ def run_load(arguments: Arguments) -> int:
     if arguments.watch:
         from edgeprofile.loader.watch import watch
 
+        logging.basicConfig(format="%(asctime)s %(levelname)s [%(process)d] %(message)s")
         watch(settings, names, status.say_refresh)
         return 0
     return _load_once(settings, names, force=arguments.force)
@@ -391,10 +411,12 @@ def run_snapshots_verify(arguments: Arguments) -> int:
 
 
 def run_snapshots_rollback(arguments: Arguments) -> int:
+    from edgeprofile.loader.following import follow
+
     home = _home(_settings(arguments), arguments)
     attempt = outcomes.Attempt.begin()
     with locks.loading(home):
-        manifest = snapshot.rollback(home)
+        manifest = snapshot.rollback(home, partial(follow, home))
         with contextlib.suppress(OSError):
             outcomes.note(home, attempt.ended(outcomes.ROLLED_BACK, snapshot=manifest.name, profiles=manifest.profiles))
     when = dt.datetime.fromtimestamp(manifest.finished_at, dt.UTC)
@@ -402,6 +424,22 @@ def run_snapshots_rollback(arguments: Arguments) -> int:
     print("the next edgeprofile load will publish what the model gives then: mend it first", file=sys.stderr)
     print("load --watch leaves this workspace alone until that", file=sys.stderr)
     return 0
+
+
+def run_erased_list(arguments: Arguments) -> int:
+    from edgeprofile.loader.following import erasures
+
+    found = erasures(_home(_settings(arguments), arguments), arguments.id)
+    status.print_erased([(key, erasure.time_us / 1e6) for key, erasure in found])
+    return 0
+
+
+def run_erased_restore(arguments: Arguments) -> int:
+    from edgeprofile.loader.following import restore
+
+    count = restore(_home(_settings(arguments), arguments), arguments.id)
+    print(f"restored {count} profiles: what the model has of them comes back with the next load")
+    return 0 if count else 1
 
 
 def run_config_check(arguments: Arguments) -> int:

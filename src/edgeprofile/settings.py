@@ -27,6 +27,8 @@ Count = Annotated[int, Meta(ge=0, le=1_024)]
 Kept = Annotated[int, Meta(ge=1, le=1_024)]
 Parallel = Annotated[int, Meta(ge=1, le=64)]
 Bytes = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+# What is left of a larger one when it has been read would not fit a frame between processes.
+UpdatesBytes = Annotated[int, Meta(ge=1, le=48 * 1024 * 1024)]
 Rate = Annotated[float, Meta(ge=0.001, le=1_000_000)]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 Cost = Annotated[float, Meta(ge=0, le=1_000_000)]
@@ -44,6 +46,9 @@ Url = Annotated[str, Meta(min_length=1, extra={"expected": "a URL such as duckdb
 Partner = Annotated[str, Meta(pattern=r"\A[a-z0-9._-]{1,64}\Z", extra={"expected": "a name in lower case"})]
 Segment = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._~-]{1,64}\Z", extra={"expected": "a name without /, for paths"})]
 Audience = Annotated[str, Meta(pattern=r"\A[!-~]{1,255}\Z", extra={"expected": "a URL, or a name without spaces"})]
+Project = Annotated[
+    str, Meta(pattern=r"\Aproject_[A-Za-z0-9]{1,64}\Z", extra={"expected": "a project's key, project_…"})
+]
 Header = Annotated[str, Meta(pattern=r"\A[\x20-\x7e]*\Z", extra={"expected": "text in printable ASCII"})]
 # So few digits that every duration fits the timers of the system.
 _DURATION = r"\A(?=.*[1-9])([0-9]{1,4}d)?([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?\Z"
@@ -60,7 +65,7 @@ NotServed = Annotated[None, Meta(extra={"expected": "nothing, as TLS is not serv
 SCHEMES = ("duckdb", "postgresql", "postgres", "snowflake", "bigquery", "grpc", "grpc+tls")
 
 # The vendors whose APIs a workspace may be served by, each where its table stands.
-DIALECTS = ("insider", "mparticle", "intilery")
+DIALECTS = ("insider", "mparticle", "intilery", "batch")
 
 
 def _seconds(duration: str) -> float:
@@ -302,6 +307,19 @@ class Intilery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return _values("id_types", self.id_types)
 
 
+class Batch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Batch's Profile API. `custom_id` is the namespace of its ids, None for the primary one."""
+
+    project: Project
+    custom_id: Column | None = None
+    request_bytes_max: UpdatesBytes = 32 * 1024 * 1024
+
+    @property
+    def namespaces(self) -> dict[Key, str]:
+        """The namespace that it names, by the key that does."""
+        return {} if self.custom_id is None else {("custom_id",): self.custom_id}
+
+
 def _values(name: str, table: Mapping[str, str]) -> dict[Key, str]:
     return {(name, theirs): ours for theirs, ours in table.items()}
 
@@ -311,6 +329,7 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     refresh: Duration = "5m"
     keep: Kept = 2
+    erase_within: Duration = "24h"
     rejects_max: Share = 0.01
     shrink_max: Share = 0.5
     source: Source
@@ -319,6 +338,7 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     insider: Insider | None = None
     mparticle: MParticle | None = None
     intilery: Intilery | None = None
+    batch: Batch | None = None
 
     def __post_init__(self) -> None:
         known = [self.profiles.id, *(identifier.column for identifier in self.profiles.identifiers)]
@@ -338,6 +358,10 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def refresh_s(self) -> float:
         return _seconds(self.refresh)
+
+    @property
+    def erase_within_s(self) -> float:
+        return _seconds(self.erase_within)
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,6 +7,7 @@ reads the table, in bounded batches, so that memory does not grow with the numbe
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,15 +19,14 @@ from edgeprofile._identifiers import IndexBatches
 from edgeprofile._record import Encoder
 from edgeprofile.loader.events import BuiltEvents, build_events
 from edgeprofile.loader.evictions import Kept
+from edgeprofile.loader.fold import Fold, Laid
 from edgeprofile.loader.model import EventsPlan, Plan
 from edgeprofile.loader.rows import PROFILES, Hash, Progress, check_refused, encoded
 from edgeprofile.loader.source import Source
-from edgeprofile.loader.writer import Writer
+from edgeprofile.loader.writer import GROUP_BYTES_MAX, Writer
 from edgeprofile.reader import KEY_BYTES_MAX, NAMESPACE_KEY
 
 VALUE_BYTES_MAX = KEY_BYTES_MAX - NAMESPACE_KEY.size
-# A million bytes of primary ids are some 50,000 profiles that share one identifier; no caller reads more.
-GROUP_BYTES_MAX = 1_000_000
 
 
 class Built(NamedTuple):
@@ -41,6 +41,8 @@ class Built(NamedTuple):
     content: str
     rejected: dict[str, int]
     events: BuiltEvents | None
+    updates: int
+    made: int
 
 
 class Models(NamedTuple):
@@ -65,28 +67,30 @@ def build(
     rejects_max: float,
     progress: Progress,
     kept: Kept,
+    fold: Fold,
 ) -> Built:
-    """Builds profiles.mdb and rejects.ndjson in `folder`. Rows without a time of update are given `now_us`.
-    `kept` is told of every profile.
+    """Builds profiles.mdb and rejects.ndjson in `folder`, of the models' rows and what `fold` lays over them. `kept` is
+    told of every profile.
 
-    Raises RefreshRefused where more than the share `rejects_max` of the rows, or of the events, is refused.
+    Rows without a time of update are given `now_us`. Raises RefreshRefused where more than the share `rejects_max` of
+    the rows, or of the events, is refused.
     """
     plan = models.plan
     with source.reporting(partial(progress, "model")):
         rows = _materialise(source, models.sql, plan)
-    _refuse(source, plan)
+    fold.load_erased(source)
+    _refuse(source, plan, fold)
     check_refused(source, folder, [PROFILES], rows, rejects_max)
     content = hashlib.sha256()
     with Writer(folder / snapshot.PROFILES) as writer:
-        profiles, record_bytes = _encode(source, plan, writer, rows, now_us, content, progress, kept)
+        profiles, record_bytes = _encode(source, plan, writer, rows, now_us, content, progress, kept, fold)
         rejected = check_refused(source, folder, [PROFILES], rows, rejects_max)
-        identifiers = _index(source, plan, writer, progress)
-        events = None
-        if models.events_sql is not None and models.events_plan is not None:
-            with source.running("the events' model"):
-                events = build_events(
-                    source, models.events_sql, models.events_plan, writer, folder, rejects_max, content, progress
-                )
+        fold.load_overlaid(source)
+        identifiers = _index(source, plan, writer, progress, fold)
+        events = build_events(
+            source, models.events_sql, models.events_plan, writer, folder, rejects_max, content, progress, fold
+        )
+        content.update(fold.content.digest())
         return Built(
             rows,
             profiles,
@@ -97,6 +101,8 @@ def build(
             content.hexdigest(),
             rejected,
             events,
+            fold.updates,
+            fold.made,
         )
 
 
@@ -114,7 +120,7 @@ def _materialise(source: Source, sql: str, plan: Plan) -> int:
     return int(source.ask("SELECT count(*) FROM temp.rows")[0][0])
 
 
-def _refuse(source: Source, plan: Plan) -> None:
+def _refuse(source: Source, plan: Plan, fold: Fold) -> None:
     """Fills the table `refused` with the rows that cannot be served, each with its first reason."""
     if any(namespace.normalize == "lower" for namespace in plan.schema.namespaces):
         _define_lowered(source)
@@ -127,6 +133,7 @@ def _refuse(source: Source, plan: Plan) -> None:
                 WHEN key IS NULL THEN 'null_id'
                 WHEN key = '' THEN 'empty_id'
                 WHEN strlen(key) > {KEY_BYTES_MAX} THEN 'id_too_long'
+                WHEN {fold.erased("key")} THEN '{snapshot.ERASED}'
                 WHEN {" OR ".join(too_long) or "false"} THEN 'identifier_too_long'
             END AS reason
             FROM temp.rows
@@ -198,7 +205,15 @@ def _refuse_claimed_twice(source: Source, value: str) -> None:
 
 
 def _encode(
-    source: Source, plan: Plan, writer: Writer, rows: int, now_us: int, content: Hash, progress: Progress, kept: Kept
+    source: Source,
+    plan: Plan,
+    writer: Writer,
+    rows: int,
+    now_us: int,
+    content: Hash,
+    progress: Progress,
+    kept: Kept,
+    fold: Fold,
 ) -> tuple[int, int]:
     """Writes the records; returns the number of profiles and the bytes of their records."""
     has_updated = plan.updated is not None
@@ -209,25 +224,42 @@ def _encode(
     columns = ", ".join([*(f"f{n}" for n in range(len(names))), "coalesce(key, '')", *["updated"] * has_updated])
     content.update(msgspec.json.encode(plan.schema))
     profiles = record_bytes = 0
-    for batch, done in encoded(source, PROFILES, columns, rows, encoder, lambda: writer.segments):
-        writer.add_segment(batch.segment, batch.entries)
-        kept.add(batch.entries)
+
+    def number() -> int:
+        return writer.segments
+
+    def write(pieces: Iterator[Laid]) -> None:
+        nonlocal profiles, record_bytes
+        for laid in pieces:
+            writer.add_segment(*laid)
+            kept.add(laid.entries)
+            profiles += len(laid.entries)
+            record_bytes += len(laid.segment)
+
+    fold.begin(now_us)
+    for batch, done in encoded(source, PROFILES, columns, rows, encoder, number):
         content.update(batch.contents)
-        profiles += len(batch.entries)
-        record_bytes += len(batch.segment)
+        write(fold.lay(batch, number))
         progress("records", done, rows)
+    write(fold.rest(number))
     return profiles, record_bytes
 
 
-def _index(source: Source, plan: Plan, writer: Writer, progress: Progress) -> dict[str, int]:
+def _index(source: Source, plan: Plan, writer: Writer, progress: Progress, fold: Fold) -> dict[str, int]:
     """Writes the identifiers; returns how many values each namespace has."""
+    kept = "SELECT * FROM temp.rows WHERE rowid NOT IN (SELECT row FROM temp.refused)"
     counts: dict[str, int] = {}
     for number, namespace, value in _namespaces(plan):
         progress(f"identifiers: {namespace.name}", 0, 0)
+        held = f"SELECT {value} AS value, key, updated FROM ({kept})"
+        if fold.is_laid:
+            # What an update said counts for the value, and when it did for the order.
+            held = (
+                f"SELECT coalesce(v{number}, value) AS value, key, greatest(updated, said_at) AS updated "
+                f"FROM ({held}) FULL JOIN temp.overlaid USING (key)"
+            )
         stream = source.stream(
-            f"SELECT {value} AS value, key FROM temp.rows "
-            f"WHERE {value} <> '' AND rowid NOT IN (SELECT row FROM temp.refused) "
-            "ORDER BY value, updated DESC NULLS LAST, key"
+            f"SELECT value, key FROM ({held}) WHERE value <> '' ORDER BY value, updated DESC NULLS LAST, key"
         )
         counts[namespace.name] = 0
         for entries in IndexBatches(stream, NAMESPACE_KEY.pack(number), GROUP_BYTES_MAX):

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from edgeprofile import locks, outcomes, snapshot
 from edgeprofile.errors import (
-    DiskFull,
     ModelError,
     NoSnapshot,
     RefreshRefused,
@@ -21,17 +19,17 @@ from edgeprofile.errors import (
     StoreError,
 )
 from edgeprofile.loader.build import Built, Models, build
-from edgeprofile.loader.events import NO_EVENTS
+from edgeprofile.loader.events import BuiltEvents
 from edgeprofile.loader.evictions import Kept
+from edgeprofile.loader.fold import Fold
+from edgeprofile.loader.following import erased_upto, follow, forget, void
 from edgeprofile.loader.model import EventsPlan, Plan, plan, plan_events
 from edgeprofile.loader.rows import Progress
 from edgeprofile.loader.source import Source, open_source
-from edgeprofile.loader.writer import WriterError
+from edgeprofile.loader.writer import WriterError, store_error
 from edgeprofile.outcomes import Attempt, Outcome
 from edgeprofile.reader import read_back
 from edgeprofile.settings import Settings, Workspace
-
-DISK_FULL_BYTES = 1 << 20
 
 
 def describe(settings: Settings, name: str) -> Models:
@@ -79,7 +77,7 @@ def refresh(
         with locks.loading(home):
             return _noted(settings, name, home, attempt, force, progress, at)
     except OSError as error:
-        raise _from_os(error, settings.data_dir) from error
+        raise store_error(error, settings.data_dir) from error
 
 
 def _noted(
@@ -91,7 +89,7 @@ def _noted(
         outcome = _cycle(settings.workspaces[name], settings, home, attempt, force, progress, at)
         return outcome
     except (OSError, WriterError) as error:
-        known = _from_os(error, home)
+        known = store_error(error, home)
         outcome = attempt.failed(known)
         raise known from error
     except BaseException as error:
@@ -122,14 +120,20 @@ def _cycle(
     served = before or next(iter(snapshot.manifests(home)), None)
     building = snapshot.start_build(home)
     progress("model", 0, 0)
-    with open_source(workspace.source, settings.loader, settings.folder, home / snapshot.SCRATCH) as source:
+    scratch = home / snapshot.SCRATCH
+    with (
+        Fold(home, scratch, served) as fold,
+        open_source(workspace.source, settings.loader, settings.folder, scratch) as source,
+    ):
         models = _models(source, workspace, _audience_ids(home))
+        models = models._replace(plan=fold.over(models.plan))
         kept = Kept(home, served)
-        built = build(source, models, building, int(attempt.at * 1e6), workspace.rejects_max, progress, kept)
+        built = build(source, models, building, int(attempt.at * 1e6), workspace.rejects_max, progress, kept, fold)
     finished_at = time.time()
-    rejected = sum(built.rejected.values()) + (built.events.refused if built.events else 0)
+    rejected = snapshot.faults(built.rejected) + (built.events.refused if built.events else 0)
     if before is not None and before.content == built.content and not force and _is_whole(home, before):
         shutil.rmtree(building)
+        _clean_up(home, workspace)
         return attempt.ended(
             "unchanged", snapshot=before.name, profiles=before.profiles, events=before.events, rejected=rejected
         )
@@ -141,10 +145,10 @@ def _cycle(
         manifest = _manifest(home, served, models, built, file_bytes, sha256, attempt.at, finished_at)
         return msgspec.structs.replace(manifest, evicted=kept.evicted, forced=force)
 
-    manifest = snapshot.publish(home, building, manifest_of, read_back, built.pages_bytes, at)
-    # What stays for want of a permission or the like is tried again by the next refresh.
-    with contextlib.suppress(OSError):
-        snapshot.prune(home, workspace.keep)
+    void(home, fold.void, served)
+    catch_up = partial(follow, home)
+    manifest = snapshot.publish(home, building, manifest_of, read_back, catch_up, built.pages_bytes, at)
+    _clean_up(home, workspace)
     return attempt.ended(
         "published",
         snapshot=manifest.name,
@@ -153,6 +157,13 @@ def _cycle(
         rejected=rejected,
         evicted=manifest.evicted,
     )
+
+
+def _clean_up(home: Path, workspace: Workspace) -> None:
+    """Removes what is no longer kept. What stays for want of a permission or the like is tried again next time."""
+    with contextlib.suppress(OSError, WriterError):
+        snapshot.prune(home, workspace.keep, erased_upto(home, workspace.erase_within_s))
+        forget(home)
 
 
 def _current_manifest(home: Path) -> snapshot.Manifest | None:
@@ -184,7 +195,7 @@ def _audience_ids(home: Path) -> dict[str, int]:
 def _guard(before: snapshot.Manifest | None, built: Built, shrink_max: float) -> None:
     """Refuses a result that is more likely a fault of the warehouse than the truth."""
     advice = "look at the model's sources; if it is right, publish it with --force"
-    if built.profiles == 0:
+    if built.profiles == built.made:
         raise RefreshRefused("the model gave no profiles", outcome="empty", hint=advice)
     if before is not None and built.profiles < (1 - shrink_max) * before.profiles:
         raise RefreshRefused(
@@ -214,8 +225,7 @@ def _manifest(
     finished_at: float,
 ) -> snapshot.Manifest:
     known = snapshot.manifests(home)
-    events = built.events or NO_EVENTS
-    events_plan = models.events_plan
+    events = built.events or BuiltEvents(None, 0, 0, 0, 0, 0, {})
     return snapshot.Manifest(
         name=snapshot.name_of(finished_at, built.content),
         sequence=1 + max((m.sequence for m in known), default=0),
@@ -233,13 +243,15 @@ def _manifest(
         finished_at=finished_at,
         rows=built.rows,
         rejected=built.rejected,
-        events_schema=msgspec.to_builtins(events_plan.schema) if events_plan else None,
+        events_schema=msgspec.to_builtins(events.schema) if events.schema else None,
         events=events.events,
         histories=events.histories,
         event_segments=events.segments,
         event_bytes=events.events_bytes,
         event_rows=events.rows,
         events_rejected=events.rejected,
+        updates=built.updates,
+        made=built.made,
     )
 
 
@@ -247,23 +259,3 @@ def _keep_rejects(building: Path, home: Path) -> None:
     """The list of refused rows outlives a build that was given up because of them."""
     with contextlib.suppress(FileNotFoundError):
         (building / snapshot.REJECTS).replace(home / snapshot.REJECTS)
-
-
-def _number(error: OSError | WriterError) -> int | None:
-    return error.errno if isinstance(error, OSError) else getattr(error, "code", None)
-
-
-def _is_disk_full(error: OSError | WriterError, folder: Path) -> bool:
-    number = _number(error)
-    if number == errno.EIO:  # which is what LMDB makes of a write that was cut short
-        with contextlib.suppress(OSError):
-            return shutil.disk_usage(folder).free < DISK_FULL_BYTES
-    return number in (errno.ENOSPC, errno.EDQUOT)
-
-
-def _from_os(error: OSError | WriterError, folder: Path) -> StoreError:
-    if _is_disk_full(error, folder):
-        return DiskFull()
-    number = _number(error)
-    what = os.strerror(number) if number is not None and number > 0 else type(error).__name__
-    return StoreError(f"the snapshot could not be written: {what}")
