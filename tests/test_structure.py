@@ -37,7 +37,7 @@ ALLOWED = {
     "dbt": {"errors", "settings", "tables"},
     "starter": {"errors", "dbt"},
     "objectstore": {"errors"},
-    "replicas": {"errors", "locks", "settings", "snapshot", "reader", "objectstore"},
+    "replicas": {"errors", "locks", "settings", "snapshot", "reader", "objectstore", "loader.following"},
     "metrics": {"settings"},
 }
 # A package of someone else's, and the only modules of ours that may import it.
