@@ -178,13 +178,14 @@ class Profiles(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sql: Sql
     id: Column
     updated_at: Column | None = None
+    deleted: Column | None = None
     identifiers: tuple[Identifier, ...] = ()
     audiences: tuple[Column, ...] = ()
     metrics: tuple[Column, ...] = ()
     text: str = ""
 
     def __post_init__(self) -> None:
-        columns = [("id", self.id), ("updated_at", self.updated_at)]
+        columns = [("id", self.id), ("updated_at", self.updated_at), ("deleted", self.deleted)]
         columns += [("identifiers", identifier.column) for identifier in self.identifiers]
         columns += [("audiences", column) for column in self.audiences]
         columns += [("metrics", column) for column in self.metrics]
@@ -328,6 +329,8 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One company's dataset. `keep` counts snapshots; the two shares are of rows and of profiles."""
 
     refresh: Duration = "5m"
+    full_refresh: Kept = 12
+    overlap: Duration = "1m"
     keep: Kept = 2
     erase_within: Duration = "24h"
     rejects_max: Share = 0.01
@@ -362,6 +365,10 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def erase_within_s(self) -> float:
         return _seconds(self.erase_within)
+
+    @property
+    def overlap_s(self) -> float:
+        return _seconds(self.overlap)
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -53,10 +53,10 @@ SCRATCH = ".scratch"
 LOWEST_PRIORITY = 19
 NAME = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{8}")
 
-# Why a row is left out of what was erased. Such rows are never listed.
-ERASED = "erased"
-# Why events are left out that might be served if the profiles were: no fault of the events' model.
-WITHOUT_PROFILE = (ERASED, "refused_profile", "unknown_profile")
+# Why a row is left out of what was erased, or is marked as deleted. Such rows are never listed.
+UNLISTED = ERASED, DELETED = "erased", "deleted"
+# What is left out without a fault of its model: such rows, and events that might be served if their profiles were.
+WITHOUT_PROFILE = (*UNLISTED, "refused_profile", "unknown_profile")
 
 # The crash points of `publish`, in order. After any of them the readers see the old snapshot or the new one, whole.
 STEPS = (
@@ -85,7 +85,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     `evicted` counts the profiles of the snapshot before that this one lacks; None where that one is damaged.
     `forced` tells of one that no guard has looked at. Without a model of events, `events_schema` is None, unless
     updates have brought some; `histories` counts the profiles that have events. `updates` is the overlay's last change
-    that is in it, and `made` counts the profiles that only updates made.
+    that is in it, and `made` counts the profiles that only updates made. `watermark_us` is the latest time of update of
+    the model's rows, behind which a delta refresh looks on; None where they have none.
     """
 
     format: int = MANIFEST_FORMAT
@@ -116,6 +117,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     forced: bool = False
     updates: int = 0
     made: int = 0
+    watermark_us: int | None = None
 
     @property
     def refused(self) -> int:

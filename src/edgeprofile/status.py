@@ -90,7 +90,8 @@ def outcome_line(workspace: str, outcome: Outcome) -> str:
 
 def _lost(outcome: Outcome) -> str:
     refused = f", {outcome.rejected:,} rows refused" if outcome.rejected else ""
-    return refused + (f", {outcome.evicted:,} evicted" if outcome.evicted else "")
+    counts = {"evicted": outcome.evicted, "changed": outcome.changed, "deleted": outcome.deleted}
+    return refused + "".join(f", {count:,} {what}" for what, count in counts.items() if count)
 
 
 def say_refresh(workspace: str, outcome: Outcome, delay_s: float) -> None:
@@ -119,7 +120,7 @@ def _watch_fields(workspace: str, outcome: Outcome, delay_s: float) -> str:
     if outcome.message:
         fields["message"] = json.dumps(outcome.message, ensure_ascii=False)
     if outcome.outcome in SUCCESSES:
-        for name in ("profiles", "events", "rejected", "evicted", "snapshot"):
+        for name in ("profiles", "events", "rejected", "evicted", "changed", "deleted", "snapshot"):
             if (value := getattr(outcome, name)) is not None:
                 fields[name] = str(value)
     return " ".join(f"{name}={value}" for name, value in fields.items())

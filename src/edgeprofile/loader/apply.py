@@ -19,9 +19,9 @@ from edgeprofile import snapshot
 from edgeprofile.errors import FormatUnsupported, InvalidChange, RecordDamaged
 from edgeprofile.loader.base import NOTHING, Base, Standing
 from edgeprofile.loader.changes import Erasures, Refused, Update, Updates, compact
-from edgeprofile.loader.live import Live, Touched
+from edgeprofile.loader.live import Delta, Live, Touched
 from edgeprofile.loader.merging import IDENTIFIER_BYTES_MAX, Row, identifier_text
-from edgeprofile.loader.overlay import Change, Overlay, Profile, open_overlay
+from edgeprofile.loader.overlay import Change, Overlay, Profile, View, open_overlay
 from edgeprofile.loader.writer import WriterError, store_error
 from edgeprofile.reader import KEY_BYTES_MAX
 from edgeprofile.record import FIELDS_MAX, json_text
@@ -82,6 +82,35 @@ class LiveWriter:
                 self._at("overlay_written")
             self._apply(overlay, live, ([(primary, NOTHING) for primary in sorted(primaries)], 0))
 
+    def bring(self, name: str, delta: Delta, rows_max: int) -> tuple[int, int] | None:
+        """Writes what a delta refresh brings to the snapshot of this name; returns how many profiles have another row
+        than before, and how many have none any more. None where another snapshot is current, or the layer would come
+        to have more rows than that: nothing is written then.
+
+        What updates said of a profile goes with its row, as it does where a full refresh evicts it.
+        """
+        with _uncollected(), self._writing() as (overlay, live):
+            with overlay.change(after=live.applied) as change:
+                rows = [each for each in delta.rows if _is_news(live, change, *each)]
+                if live.base.name != name or live.rows + len(rows) > rows_max:
+                    return None
+                gone = [primary for primary, record in rows if not record]
+                for primary in gone:
+                    if change.profile(primary) is not None:
+                        change.drop(primary, change.sequence)
+                self._at("overlay_written")
+            self._at("overlay_committed")
+            with overlay.view() as view:
+                whole = [(primary, live.base.standing(primary, view, record)) for primary, record in rows]
+                live.apply(view, (whole, 0), self._at, Delta(rows, delta.watermark_us))
+            self._at("announced")
+            return len(rows) - len(gone), len(gone)
+
+    def moved(self) -> dict[bytes, bool]:
+        """See Live.moved."""
+        with self._writing() as (_, live):
+            return live.moved()
+
     def catch_up(self) -> None:
         """Applies what an earlier writer left undone, if it did."""
         with self._writing():
@@ -102,6 +131,7 @@ class LiveWriter:
                 self._overlay = open_overlay(self._home)
             with snapshot.updating(self._home):
                 live = self._follow()
+                live.follow()
                 with self._overlay.view() as view:
                     live.catch_up(view)
                 yield self._overlay, live
@@ -127,6 +157,12 @@ class LiveWriter:
             self._live.close()
             self._live.base.close()
             self._live = None
+
+
+def _is_news(live: Live, view: View, primary: bytes, record: bytes) -> bool:
+    """Whether a row is another than before. What was erased stays as it is."""
+    erasure = view.erasure(primary)
+    return (erasure is None or erasure.restored) and live.row_of(primary) != record
 
 
 class _Refusal(Exception):
@@ -225,7 +261,7 @@ class _Batch:
             if erasure is not None and not erasure.restored:
                 raise _Refusal("the profile was erased")
             try:
-                self._rows[primary], said = self._live.base.standing(primary, self._change)
+                self._rows[primary], said = self._live.standing(primary, self._change)
             except (RecordDamaged, FormatUnsupported):
                 self._rows[primary], said = None, self._change.profile(primary)
                 self._damaged.add(primary)

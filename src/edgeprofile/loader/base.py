@@ -68,12 +68,13 @@ class Base:
         """Lets go of the rows that were read since the last time."""
         self._seen.clear()
 
-    def standing(self, primary: bytes, view: View) -> Standing:
-        """What a profile is made of by now. Raises RecordDamaged and FormatUnsupported."""
+    def standing(self, primary: bytes, view: View, newer: bytes | None) -> Standing:
+        """What a profile is made of by now, its row being `newer` where a delta refresh brought one, which is empty
+        where it said that there is none any more. Raises RecordDamaged and FormatUnsupported."""
         erasure = view.erasure(primary)
         if erasure is not None and not erasure.restored:
             return NOTHING
-        known, row = (False, None) if self.is_void(erasure) else self._look_up(primary)
+        known, row = (False, None) if self.is_void(erasure) else self._look_up(primary, newer)
         said = view.profile(primary)
         if said is not None and not known:
             # Of a profile that this snapshot evicted, what was said up to then went with it.
@@ -84,13 +85,17 @@ class Base:
         """Whether what the snapshot has of a profile was erased since, and comes back with a later one at most."""
         return erasure is not None and erasure.sequence > self.updates
 
-    def _look_up(self, primary: bytes) -> tuple[bool, Row | None]:
+    def row_of(self, primary: bytes) -> bytes | memoryview | None:
+        """The record of a profile's row alone, which is empty for one that only updates made."""
+        record = self.reader.original_of(primary)
+        return self.reader.record_of(primary) if record is None else record
+
+    def _look_up(self, primary: bytes, newer: bytes | None) -> tuple[bool, Row | None]:
         """Whether the snapshot knows the profile, and its row, which one that only updates made does not have."""
         seen = self._seen.get(primary)
         if seen is None:
-            record = self.reader.original_of(primary)
-            if record is None:
-                record = self.reader.record_of(primary)
+            found = self.row_of(primary)
+            record = found if newer is None else newer
             row = Row(self.fields.shape.split(record, primary), time_of(record, self.refreshed_us)) if record else None
-            seen = self._seen[primary] = (record is not None, row)
+            seen = self._seen[primary] = (found is not None, row)
         return seen

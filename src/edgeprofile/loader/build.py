@@ -27,6 +27,7 @@ from edgeprofile.loader.writer import GROUP_BYTES_MAX, Writer
 from edgeprofile.reader import KEY_BYTES_MAX, NAMESPACE_KEY
 
 VALUE_BYTES_MAX = KEY_BYTES_MAX - NAMESPACE_KEY.size
+AHEAD_US_MAX = 86_400_000_000
 
 
 class Built(NamedTuple):
@@ -43,6 +44,7 @@ class Built(NamedTuple):
     events: BuiltEvents | None
     updates: int
     made: int
+    watermark_us: int | None
 
 
 class Models(NamedTuple):
@@ -77,9 +79,9 @@ def build(
     """
     plan = models.plan
     with source.reporting(partial(progress, "model")):
-        rows = _materialise(source, models.sql, plan)
+        rows = materialise(source, models.sql, plan)
     fold.load_erased(source)
-    _refuse(source, plan, fold)
+    refuse(source, plan, fold.erased("key"))
     check_refused(source, folder, [PROFILES], rows, rejects_max)
     content = hashlib.sha256()
     with Writer(folder / snapshot.PROFILES) as writer:
@@ -103,25 +105,39 @@ def build(
             events,
             fold.updates,
             fold.made,
+            watermark_us(source, now_us),
         )
 
 
-def _materialise(source: Source, sql: str, plan: Plan) -> int:
-    """Runs the model. Of rows with one primary id, the newest comes first."""
+def materialise(source: Source, sql: str, plan: Plan) -> int:
+    """Runs the model; returns how many rows it has. Of those with one primary id, the newest comes first."""
     updated = plan.updated or "CAST(NULL AS TIMESTAMP)"
-    fields = "".join(f", {column} AS f{number}" for number, column in enumerate(plan.columns))
+    columns = [f"{plan.key} AS key", f"{updated} AS updated", f"{plan.deleted} AS deleted"]
+    columns += [f"{column} AS f{number}" for number, column in enumerate(plan.columns)]
     source.materialise(
         sql,
         lambda rows: (
-            f"CREATE TEMP TABLE rows AS SELECT {plan.key} AS key, {updated} AS updated{fields} FROM {rows} "
-            "ORDER BY key, updated DESC NULLS LAST"
+            f"CREATE TEMP TABLE rows AS SELECT {', '.join(columns)} FROM {rows} ORDER BY key, updated DESC NULLS LAST"
         ),
     )
     return int(source.ask("SELECT count(*) FROM temp.rows")[0][0])
 
 
-def _refuse(source: Source, plan: Plan, fold: Fold) -> None:
-    """Fills the table `refused` with the rows that cannot be served, each with its first reason."""
+def watermark_us(source: Source, now_us: int) -> int | None:
+    """The latest time of update, by the warehouse's clock; None where no row has one.
+
+    Ours only tells a time that is a fault: one so far ahead would hide from delta refreshes all that is before it.
+    """
+    sane = f"updated < make_timestamp({now_us + AHEAD_US_MAX}) AND isfinite(updated)"
+    ((found,),) = source.ask(f"SELECT epoch_us(max(updated)) FROM temp.rows WHERE {sane}")
+    return None if found is None else int(found)
+
+
+def refuse(source: Source, plan: Plan, erased: str) -> None:
+    """Fills the table `refused` with the rows that cannot be served, each with its first reason.
+
+    `erased` is SQL that is true where `key` is an erased profile's.
+    """
     if any(namespace.normalize == "lower" for namespace in plan.schema.namespaces):
         _define_lowered(source)
     too_long = [f"strlen({value}) > {VALUE_BYTES_MAX}" for _, _, value in _namespaces(plan)]
@@ -133,7 +149,7 @@ def _refuse(source: Source, plan: Plan, fold: Fold) -> None:
                 WHEN key IS NULL THEN 'null_id'
                 WHEN key = '' THEN 'empty_id'
                 WHEN strlen(key) > {KEY_BYTES_MAX} THEN 'id_too_long'
-                WHEN {fold.erased("key")} THEN '{snapshot.ERASED}'
+                WHEN {erased} THEN '{snapshot.ERASED}'
                 WHEN {" OR ".join(too_long) or "false"} THEN 'identifier_too_long'
             END AS reason
             FROM temp.rows
@@ -141,6 +157,11 @@ def _refuse(source: Source, plan: Plan, fold: Fold) -> None:
         """
     )
     _refuse_duplicates(source)
+    # Only now, as of the rows with one id the newest says whether there is such a profile.
+    source.run(
+        f"INSERT INTO temp.refused SELECT rowid, '{snapshot.DELETED}' FROM temp.rows "
+        "WHERE deleted AND rowid NOT IN (SELECT row FROM temp.refused)"
+    )
     for _, namespace, value in _namespaces(plan):
         if namespace.unique:
             _refuse_claimed_twice(source, value)
@@ -204,6 +225,16 @@ def _refuse_claimed_twice(source: Source, value: str) -> None:
     )
 
 
+def encoder_of(plan: Plan, now_us: int) -> tuple[Encoder, str]:
+    """What makes records of a plan's rows, and the columns that it is given of them."""
+    has_updated = plan.updated is not None
+    types = [*plan.types, record.Type(record.Kind.TEXT)]
+    types += [record.Type(record.Kind.TIMESTAMP)] if has_updated else []
+    names = [field.name for field in plan.schema.fields]
+    columns = ", ".join([*(f"f{n}" for n in range(len(names))), "coalesce(key, '')", *["updated"] * has_updated])
+    return Encoder(names, types, plan.schema.first_audience, has_updated, now_us), columns
+
+
 def _encode(
     source: Source,
     plan: Plan,
@@ -216,12 +247,7 @@ def _encode(
     fold: Fold,
 ) -> tuple[int, int]:
     """Writes the records; returns the number of profiles and the bytes of their records."""
-    has_updated = plan.updated is not None
-    types = [*plan.types, record.Type(record.Kind.TEXT)]
-    types += [record.Type(record.Kind.TIMESTAMP)] if has_updated else []
-    names = [field.name for field in plan.schema.fields]
-    encoder = Encoder(names, types, plan.schema.first_audience, has_updated, now_us)
-    columns = ", ".join([*(f"f{n}" for n in range(len(names))), "coalesce(key, '')", *["updated"] * has_updated])
+    encoder, columns = encoder_of(plan, now_us)
     content.update(msgspec.json.encode(plan.schema))
     profiles = record_bytes = 0
 

@@ -54,8 +54,9 @@ class Laid(NamedTuple):
 class Before:
     """What the snapshot before knows of profiles. A damaged one knows nothing: it is no reason not to build another."""
 
-    def __init__(self, home: Path, manifest: snapshot.Manifest | None) -> None:
+    def __init__(self, home: Path, manifest: snapshot.Manifest | None, moved: dict[bytes, bool]) -> None:
         self.updates = 0 if manifest is None else manifest.updates
+        self._moved = moved
         self._tree: Tree | None = None
         if manifest is not None:
             file = snapshot.folder(home, manifest.name) / snapshot.PROFILES
@@ -69,6 +70,8 @@ class Before:
         if erasure is not None and erasure.sequence > self.updates:
             return False, False
         try:
+            if primary in self._moved:
+                return self._tree.get(PROFILES, primary) is not None, self._moved[primary]
             original = self._tree.get(ORIGINALS, primary)
             if original is None:
                 known = self._tree.get(PROFILES, primary) is not None
@@ -84,16 +87,16 @@ class Fold:
 
     `updates` is its last change, and `made` counts the profiles that only updates made. `void` has the profiles of
     which the overlay has something that went when the snapshot before evicted them. `content` is a hash of all that is
-    laid over the rows, so that what is new in it is published.
+    laid over the rows, so that what is new in it is published. `moved` is as in Live.
     """
 
-    def __init__(self, home: Path, scratch: Path, before: snapshot.Manifest | None) -> None:
+    def __init__(self, home: Path, scratch: Path, before: snapshot.Manifest | None, moved: dict[bytes, bool]) -> None:
         self.updates = self.made = 0
         self.content = hashlib.sha256()
         self.void: list[bytes] = []
         # Those that have events of updates, and behind which change these begin.
         self._with_events: list[tuple[bytes, int]] = []
-        self._before = Before(home, before)
+        self._before = Before(home, before, moved)
         self._scratch = scratch
         self._overlay: Overlay | None = None
         self._files = contextlib.ExitStack()
@@ -120,13 +123,9 @@ class Fold:
 
     def over(self, plan: Plan) -> Plan:
         """The plan with the attributes that only updates know, of which the model's rows have none."""
-        self._fields = Fields(plan.schema).extended(self._read_names())
-        more, end = len(self._fields.schema.fields) - len(plan.types), Fields(plan.schema).attributes_end
-        return plan._replace(
-            schema=self._fields.schema,
-            types=plan.types[:end] + (Type(Kind.TEXT),) * more + plan.types[end:],
-            columns=plan.columns[:end] + ("CAST(NULL AS VARCHAR)",) * more + plan.columns[end:],
-        )
+        wide = widened(plan, self._read_names())
+        self._fields = Fields(wide.schema)
+        return wide
 
     def _read_names(self) -> set[str]:
         names: set[str] = set()
@@ -292,6 +291,18 @@ class Fold:
     @property
     def has_events(self) -> bool:
         return bool(self._with_events)
+
+
+def widened(plan: Plan, names: set[str]) -> Plan:
+    """A plan with attributes of these names too, of which the model's rows have none."""
+    fields = Fields(plan.schema)
+    schema, end = fields.extended(names).schema, fields.attributes_end
+    more = len(schema.fields) - len(plan.types)
+    return plan._replace(
+        schema=schema,
+        types=plan.types[:end] + (Type(Kind.TEXT),) * more + plan.types[end:],
+        columns=plan.columns[:end] + ("CAST(NULL AS VARCHAR)",) * more + plan.columns[end:],
+    )
 
 
 def _key(entry: tuple[bytes, bytes]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -59,13 +60,22 @@ def forget(home: Path) -> None:
 
 def _applied(home: Path, manifest: snapshot.Manifest) -> int:
     """The last change that a snapshot and its live layer have; a damaged layer is made anew, from the snapshot on."""
-    folder = snapshot.folder(home, manifest.name)
-    try:
-        live = LiveReader(folder / snapshot.LIVE, folder / snapshot.SEQUENCE, LIVE_DATABASES)
-        found = live.get(LIVE_META, b"applied")
-    except (StoreError, OSError):
-        found = None
+    found = _meta(home, manifest, b"applied")
     return manifest.updates if found is None else max(manifest.updates, int.from_bytes(found, "big"))
+
+
+def live_watermark_us(home: Path, manifest: snapshot.Manifest) -> int | None:
+    """Up to where delta refreshes have brought rows into the live layer of a snapshot; None where there was none."""
+    found = _meta(home, manifest, b"watermark")
+    return None if found is None else int.from_bytes(found, "big", signed=True)
+
+
+def _meta(home: Path, manifest: snapshot.Manifest, key: bytes) -> bytes | None:
+    folder = snapshot.folder(home, manifest.name)
+    with contextlib.suppress(StoreError, OSError):
+        live = LiveReader(folder / snapshot.LIVE, folder / snapshot.SEQUENCE, LIVE_DATABASES)
+        return live.get(LIVE_META, key)
+    return None
 
 
 def erased_upto(home: Path, within_s: float) -> int:

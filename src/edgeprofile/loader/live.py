@@ -1,8 +1,9 @@
 """The live layer, in a snapshot's live.mdb: whole profiles, entries of the index and histories that changed since.
 
-Five databases, which workers read beside this one writer (see ext/live.pyx):
+Five databases, which workers read beside this one writer (see ext/live.pyx), and `rows`, which is the loader's alone:
 
     meta         `applied` (the overlay's last change that is in here), `block` (number of the next block of events),
+                 `watermark` (behind which a delta refresh looks on, in microseconds, once there was one),
                  `generation:<number>` (JSON of record.Schema), `events_schema` (JSON of history.EventsSchema)
     profiles     primary id         → number of a generation (4 bytes, little-endian) and a record of its schema;
                                       empty where there is no such profile any more
@@ -10,6 +11,8 @@ Five databases, which workers read beside this one writer (see ext/live.pyx):
     histories    primary id         → directory of the whole history, whose blocks of the live layer are marked LIVE;
                                       empty where there are no events any more
     events       number of a block  → the block
+    rows         primary id         → record of the snapshot's schema, of the row alone that a delta refresh brought;
+                                      empty where it said that the snapshot's row is gone
 
 Generation 0 is the snapshot's own schema; each one after it has more attributes, as `events_schema` has parameters.
 A profile is computed anew from the snapshot and the overlay whenever a change touched it, so that to do it again
@@ -25,7 +28,7 @@ import math
 import struct
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import lmdb
 import msgspec
@@ -49,14 +52,24 @@ MAP_BYTES = 1 << 36  # address space: as much as ext/live.pyx maps
 ENTRY_HEAD_BYTES = 6  # of an entry of the index: its check, and the length of the first id
 _GENERATION = struct.Struct("<I")
 _NUMBER = struct.Struct(">Q")
+_TIME = struct.Struct(">q")
 _DAMAGED = "run edgeprofile load, which makes it anew"
 
 log = logging.getLogger("edgeprofile")
 
 Rank = tuple[float, bytes]
 Standings = list[tuple[bytes, Standing]]
+ROWS = b"rows"
 # What the profiles that were touched are made of by now, in binary order; and of how many the rows are damaged.
 Touched = tuple[Standings, int]
+
+
+class Delta(NamedTuple):
+    """What a delta refresh brings: by their ids, in binary order, the records of rows, as Live.rows_of tells them
+    apart from what is there, each empty where the row is gone; and the watermark behind which the next one looks on."""
+
+    rows: list[tuple[bytes, bytes]]
+    watermark_us: int
 
 
 class Live:
@@ -73,7 +86,7 @@ class Live:
                 subdir=False,
                 lock=False,
                 mode=0o600,
-                max_dbs=len(LIVE_DATABASES),
+                max_dbs=len(LIVE_DATABASES) + 1,
                 map_size=MAP_BYTES,
                 lib_version=LIB_VERSION,
             )
@@ -95,7 +108,7 @@ class Live:
             is_new = txn.stat()["entries"] == 0
         if is_new:
             with self._env.begin(write=True) as txn:
-                *_, meta = (self._env.open_db(name, txn) for name in LIVE_DATABASES)
+                _, *_, meta = (self._env.open_db(name, txn) for name in (ROWS, *LIVE_DATABASES))
                 txn.put(b"applied", _NUMBER.pack(base.updates), db=meta)
                 txn.put(b"block", _NUMBER.pack(0), db=meta)
                 events_schema = base.events_schema or WITHOUT_MODEL
@@ -103,6 +116,10 @@ class Live:
         self._profiles, self._identifiers, self._histories, self._events, self._meta = (
             self._env.open_db(name, create=False) for name in LIVE_DATABASES
         )
+        self._rows = self._env.open_db(ROWS, create=False)
+        self._load(base)
+
+    def _load(self, base: Base) -> None:
         with self._env.begin(db=self._meta) as txn:
             (self.applied,) = _NUMBER.unpack(txn.get(b"applied", b""))
             (self._next_block,) = _NUMBER.unpack(txn.get(b"block", b""))
@@ -110,6 +127,14 @@ class Live:
             self._generations = [base.fields]
             while (found := txn.get(_generation_key(len(self._generations)))) is not None:
                 self._generations.append(Fields(msgspec.json.decode(found, type=Schema)))
+            self.rows = int(txn.stat(self._rows)["entries"])
+
+    def follow(self) -> None:
+        """Takes in what another process wrote meanwhile."""
+        if int(self._env.info()["last_txnid"]) != self._announced:
+            self._load(self.base)
+            self.base.forget()
+            self._announce()
 
     def __enter__(self) -> Self:
         return self
@@ -138,24 +163,51 @@ class Live:
             damaged = 0
             for primary in view.touched_since(self.applied):
                 try:
-                    standings.append((primary, self.base.standing(primary, view)))
+                    standings.append((primary, self.standing(primary, view)))
                 except (RecordDamaged, FormatUnsupported):
                     damaged += 1
             self.apply(view, (standings, damaged))
 
-    def apply(self, view: View, touched: Touched, at: snapshot.AtStep = snapshot.nothing) -> None:
-        """Applies the changes since the last one that is in here, which touched these profiles.
+    def standing(self, primary: bytes, view: View) -> Standing:
+        """What a profile is made of by now. Raises RecordDamaged and FormatUnsupported."""
+        return self.base.standing(primary, view, self._newer(primary))
+
+    def row_of(self, primary: bytes) -> bytes | memoryview:
+        """The record of a profile's row alone, as it is by now; empty where it has none."""
+        newer = self._newer(primary)
+        return (self.base.row_of(primary) or b"") if newer is None else newer
+
+    def moved(self) -> dict[bytes, bool]:
+        """The profiles that delta refreshes gave a row (True) or took it from, where the snapshot says otherwise."""
+        with self._env.begin(db=self._rows) as txn, txn.cursor() as cursor:
+            held = ((primary, record != b"") for primary, record in cursor)
+            return {primary: has_row for primary, has_row in held if has_row != bool(self.base.row_of(primary))}
+
+    def _newer(self, primary: bytes) -> bytes | None:
+        if not self.rows:
+            return None
+        with self._env.begin(db=self._rows) as txn:
+            found: bytes | None = txn.get(primary)
+            return found
+
+    def apply(
+        self, view: View, touched: Touched, at: snapshot.AtStep = snapshot.nothing, delta: Delta | None = None
+    ) -> None:
+        """Applies the changes since the last one that is in here, and what a delta refresh brings, which together
+        touched these profiles.
 
         One transaction: durable, and announced to readers, when this returns.
         """
         try:
             with self._env.begin(write=True) as txn:
                 merge = _Merge(self, txn, view, touched)
+                if delta is not None:
+                    merge.bring(delta)
                 merge.run()
                 at("live_written")
             at("live_committed")
             self._generations, self._event_fields = merge.generations, merge.event_fields
-            self._next_block, self.applied = merge.next_block, view.sequence
+            self._next_block, self.applied, self.rows = merge.next_block, view.sequence, merge.rows
             self._announce()
         finally:
             self.base.forget()
@@ -173,7 +225,8 @@ class Live:
         return ids_of(key, found) if found else []
 
     def _announce(self) -> None:
-        self._announcer.announce(int(self._env.info()["last_txnid"]))
+        self._announced = int(self._env.info()["last_txnid"])
+        self._announcer.announce(self._announced)
 
 
 class _Merge:
@@ -190,11 +243,26 @@ class _Merge:
         self.generations = live._generations.copy()
         self.event_fields = live._event_fields
         self.next_block = live._next_block
+        self.rows = live.rows
         # For each key of the index, the profiles that no longer stand under it, or not where they did, and those that
         # do now.
         self._left: dict[bytes, set[bytes]] = {}
         self._entered: dict[bytes, set[bytes]] = {}
         self._standings, self._damaged = touched
+
+    def bring(self, delta: Delta) -> None:
+        """Keeps the rows of a delta refresh. The events of one that is back are back with it."""
+        rows = self._live._rows
+        for primary, record in delta.rows:
+            was_gone = self._txn.get(primary, db=rows) == b""
+            if record or self._base.row_of(primary):
+                self._txn.put(primary, record, db=rows)
+            else:
+                self._txn.delete(primary, db=rows)
+            if record and was_gone and self._txn.get(primary, db=self._histories) == b"":
+                self._txn.delete(primary, db=self._histories)
+        self._txn.put(b"watermark", _TIME.pack(delta.watermark_us), db=self._meta)
+        self.rows = int(self._txn.stat(rows)["entries"])
 
     def run(self) -> None:
         self._extend()

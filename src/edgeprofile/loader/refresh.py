@@ -7,6 +7,7 @@ import shutil
 import time
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -18,11 +19,13 @@ from edgeprofile.errors import (
     SnapshotDamaged,
     StoreError,
 )
+from edgeprofile.loader import delta
+from edgeprofile.loader.apply import LiveWriter
 from edgeprofile.loader.build import Built, Models, build
 from edgeprofile.loader.events import BuiltEvents
 from edgeprofile.loader.evictions import Kept
 from edgeprofile.loader.fold import Fold
-from edgeprofile.loader.following import erased_upto, follow, forget, void
+from edgeprofile.loader.following import erased_upto, follow, forget, live_watermark_us, void
 from edgeprofile.loader.model import EventsPlan, Plan, plan, plan_events
 from edgeprofile.loader.rows import Progress
 from edgeprofile.loader.source import Source, open_source
@@ -63,10 +66,25 @@ def _models(source: Source, workspace: Workspace, audience_ids: dict[str, int]) 
     return Models(*profiles, events_sql, events_plan)
 
 
+class Wish(NamedTuple):
+    """How a refresh is asked for: to be published whatever the guards say, or by way of the live layer where it may."""
+
+    force: bool
+    delta: bool
+
+
 def refresh(
-    settings: Settings, name: str, *, force: bool, progress: Progress, at: snapshot.AtStep = snapshot.nothing
+    settings: Settings,
+    name: str,
+    *,
+    force: bool,
+    progress: Progress,
+    at: snapshot.AtStep = snapshot.nothing,
+    delta: bool = False,
 ) -> Outcome:
     """Refreshes a workspace once. Whatever goes wrong, the snapshot that was current stays current.
+
+    With `delta`, it brings only the rows that changed, unless a full refresh is due.
 
     The outcome is also noted in the workspace's refresh.json. Raises the EdgeprofileError that ended it;
     LoaderBusy means that another loader is at it and nothing was done.
@@ -75,18 +93,18 @@ def refresh(
     attempt = Attempt.begin()
     try:
         with locks.loading(home):
-            return _noted(settings, name, home, attempt, force, progress, at)
+            return _noted(settings, name, home, attempt, Wish(force, delta), progress, at)
     except OSError as error:
         raise store_error(error, settings.data_dir) from error
 
 
 def _noted(
-    settings: Settings, name: str, home: Path, attempt: Attempt, force: bool, progress: Progress, at: snapshot.AtStep
+    settings: Settings, name: str, home: Path, attempt: Attempt, wish: Wish, progress: Progress, at: snapshot.AtStep
 ) -> Outcome:
     """Runs the cycle with the lock held, cleans up behind it, and keeps a note of how it ended."""
     outcome: Outcome | None = None
     try:
-        outcome = _cycle(settings.workspaces[name], settings, home, attempt, force, progress, at)
+        outcome = _cycle(settings.workspaces[name], settings, home, attempt, wish, progress, at)
         return outcome
     except (OSError, WriterError) as error:
         known = store_error(error, home)
@@ -111,18 +129,26 @@ def _cycle(
     settings: Settings,
     home: Path,
     attempt: Attempt,
-    force: bool,
+    wish: Wish,
     progress: Progress,
     at: snapshot.AtStep,
 ) -> Outcome:
+    force = wish.force
     before = _current_manifest(home)
+    if before is not None and wish.delta and (done := _delta(workspace, settings, home, before, attempt, progress, at)):
+        return done
     # Where the current snapshot is damaged, the newest that is not stands for it.
     served = before or next(iter(snapshot.manifests(home)), None)
     building = snapshot.start_build(home)
     progress("model", 0, 0)
     scratch = home / snapshot.SCRATCH
+    brought = None if before is None else live_watermark_us(home, before)
+    moved: dict[bytes, bool] = {}
+    if brought is not None:
+        with contextlib.suppress(StoreError), LiveWriter(home) as writer:
+            moved = writer.moved()
     with (
-        Fold(home, scratch, served) as fold,
+        Fold(home, scratch, served, moved) as fold,
         open_source(workspace.source, settings.loader, settings.folder, scratch) as source,
     ):
         models = _models(source, workspace, _audience_ids(home))
@@ -131,7 +157,9 @@ def _cycle(
         built = build(source, models, building, int(attempt.at * 1e6), workspace.rejects_max, progress, kept, fold)
     finished_at = time.time()
     rejected = snapshot.faults(built.rejected) + (built.events.refused if built.events else 0)
-    if before is not None and before.content == built.content and not force and _is_whole(home, before):
+    # What a delta refresh brought is what the live layer would go on to serve.
+    is_same = before is not None and before.content == built.content and brought is None
+    if before is not None and is_same and not force and _is_whole(home, before):
         shutil.rmtree(building)
         _clean_up(home, workspace)
         return attempt.ended(
@@ -156,6 +184,38 @@ def _cycle(
         events=manifest.events,
         rejected=rejected,
         evicted=manifest.evicted,
+    )
+
+
+def _delta(
+    workspace: Workspace,
+    settings: Settings,
+    home: Path,
+    before: snapshot.Manifest,
+    attempt: Attempt,
+    progress: Progress,
+    at: snapshot.AtStep,
+) -> Outcome | None:
+    """Brings what changed into the live layer of the current snapshot; None where that calls for a full refresh."""
+    if not delta.is_due(home, workspace, before):
+        return None
+    progress("changes", 0, 0)
+    scratch = home / snapshot.SCRATCH
+    with open_source(workspace.source, settings.loader, settings.folder, scratch) as source:
+        models = _models(source, workspace, _audience_ids(home))
+        if models.fingerprint != before.model:
+            return None
+        found = delta.run(source, models, workspace, home, before, int(attempt.at * 1e6), at)
+    if found is None:
+        return None
+    return attempt.ended(
+        outcomes.DELTA,
+        snapshot=before.name,
+        profiles=before.profiles,
+        events=before.events,
+        rejected=found.rejected,
+        changed=found.changed,
+        deleted=found.deleted,
     )
 
 
@@ -252,6 +312,7 @@ def _manifest(
         events_rejected=events.rejected,
         updates=built.updates,
         made=built.made,
+        watermark_us=built.watermark_us,
     )
 
 

@@ -29,8 +29,9 @@ class Hash(Protocol):
 class Rows(NamedTuple):
     """Where a model's rows are: `table`, whose `rowid` numbers them, and `refused`, of (row, reason).
 
-    `listed` is SQL over the table, a struct of what is said of a refused row beside its reason, but where that is
-    snapshot.ERASED. Refusals for a reason in snapshot.WITHOUT_PROFILE are counted, but are no fault of the model's.
+    `listed` is SQL over the table, a struct of what is said of a refused row beside its reason, but where that is one
+    of snapshot.UNLISTED. Refusals for a reason in snapshot.WITHOUT_PROFILE are counted, but are no fault of the
+    model's.
     """
 
     called: str
@@ -77,7 +78,7 @@ def _first_of_each_reason(source: Source, rows: Rows) -> Iterator[dict[str, str 
         SELECT {rows.listed}, reason FROM (
             SELECT row, reason, row_number() OVER (PARTITION BY reason ORDER BY row) AS place FROM {rows.refused}
         ) JOIN {rows.table} AS made ON made.rowid = row
-        WHERE place <= {REJECTS_LISTED} AND reason <> '{snapshot.ERASED}' ORDER BY reason, row
+        WHERE place <= {REJECTS_LISTED} AND reason NOT IN {snapshot.UNLISTED} ORDER BY reason, row
         """
     )
     for members, reason in listed:
