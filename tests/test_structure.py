@@ -57,7 +57,7 @@ OWNERS = {
 SERVING = {"app", "api", "watch", "server", "keeper", "exposition", "_front", "_lookup", "_metrics"}
 SURFACES = sorted(name for name in MODULES if name.startswith("api."))
 # All but what the dialects share.
-DIALECTS = set(SURFACES) - {"api.__init__", "api.dialect", "api.problems", "api.query"}
+DIALECTS = set(SURFACES) - {"api.__init__", "api.dialect", "api.pages", "api.problems", "api.query"}
 LOADERS = sorted(name for name in MODULES if name.startswith("loader."))
 
 

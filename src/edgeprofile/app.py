@@ -18,7 +18,7 @@ from edgeprofile._lookup import Lookup
 from edgeprofile._metrics import Recorder, clock_ns
 from edgeprofile._store import Workspace
 from edgeprofile._surface import Surface
-from edgeprofile.api import dialect, insider, mparticle, native
+from edgeprofile.api import dialect, insider, intilery, mparticle, native
 from edgeprofile.api.batch import Batch
 from edgeprofile.api.erasure import Erasure
 from edgeprofile.api.problems import HANDLERS, problem
@@ -93,6 +93,10 @@ def build_app(settings: Settings) -> Front:
         profiles = mparticle.Dialect(service, mparticles)
         surfaces.append(Surface(tokens, recorder(Counted.MPARTICLE), paths=(TOKEN_PATH,)))
         surfaces.append(Surface(profiles, recorder(Counted.MPARTICLE), prefixes=(mparticle.PREFIX,)))
+    brands = {name: each.intilery for name, each in settings.workspaces.items() if each.intilery}
+    if brands:
+        brand_api = intilery.IntileryApi(service, brands)
+        surfaces.append(Surface(brand_api, recorder(Counted.INTILERY), prefixes=(intilery.PREFIX,)))
     erasure = Erasure(service, settings.data_dir)
     batches = {name: each.batch for name, each in settings.workspaces.items() if each.batch}
     batch = Batch(service, batches, settings.data_dir)
