@@ -16,7 +16,6 @@ from edgeprofile.settings import (
     WORKSPACES_MAX,
     Events,
     Identifier,
-    Insider,
     Limits,
     Loader,
     Profiles,
@@ -26,6 +25,7 @@ from edgeprofile.settings import (
     load,
     reference,
 )
+from edgeprofile.vendors import Insider
 
 SOURCE = 'source.url = "duckdb://"'
 PROFILES = 'profiles = { sql = "SELECT 1 AS id", id = "id" }'

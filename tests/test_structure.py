@@ -26,7 +26,9 @@ LINES_MAX = 450
 ALLOWED = {
     "errors": set[str](),
     "tables": {"errors"},
-    "settings": {"errors", "tables"},
+    "kinds": set[str](),
+    "vendors": {"kinds", "tables"},
+    "settings": {"errors", "kinds", "tables", "vendors"},
     "snapshot": {"errors"},
     "record": {"errors"},
     "history": {"errors", "record"},

@@ -38,7 +38,7 @@ from edgeprofile.errors import (
 )
 from edgeprofile.history import EventsSchema
 from edgeprofile.record import Namespace, Schema
-from edgeprofile.settings import Intilery
+from edgeprofile.vendors import Intilery
 
 NAME = "intilery"
 PREFIX = b"/track/"

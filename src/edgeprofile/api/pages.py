@@ -96,11 +96,13 @@ class Merge:
             self._step(number)
 
     def _step(self, number: int) -> None:
-        if self.is_cut:
+        # Before the step and not behind it: a walk that has found an event must not stand past it when the page ends.
+        if self.is_cut or self._blocks_left <= 0:
+            self.is_cut = True
             return
         walk = self._walks[number]
         before = walk.blocks_read
         if walk.next():
             heappush(self._next, (self._sign * walk.time_us, number))
         self._blocks_left -= walk.blocks_read - before
-        self.is_cut = walk.is_cut or self._blocks_left < 0
+        self.is_cut = walk.is_cut
