@@ -269,6 +269,7 @@ SAMPLES = {
     "loader.timeout": ("90m", "90m"),
     "workspaces.shop.refresh": ("1d", "1d"),
     "workspaces.shop.keep": ("9", 9),
+    "workspaces.shop.erase_within": ("12h", "12h"),
     "workspaces.shop.rejects_max": ("1", 1.0),
     "workspaces.shop.shrink_max": ("0.25", 0.25),
     "workspaces.shop.source.timeout": ("1h30m", "1h30m"),
@@ -542,7 +543,8 @@ def test_what_this_version_lacks_is_an_unknown_key(table: str, write: Write) -> 
     write(f"{SHOP}{table} = {{}}")
     error = fault()
     assert str(error) == f'edgeprofile.toml: workspaces.shop.{table}: expected a known key, found "{table}"'
-    known = "refresh, keep, rejects_max, shrink_max, source, profiles, events, insider, mparticle, intilery, batch"
+    known = "refresh, keep, erase_within, rejects_max, shrink_max, source, profiles, events"
+    known += ", insider, mparticle, intilery, batch"
     assert error.hint == f"Known here: {known}."
 
 

@@ -36,7 +36,7 @@ ALLOWED = {
     "keys": {"errors", "keyfile"},
     "signing": {"errors", "keyfile"},
     "limiter": set[str](),
-    "dbt": {"errors", "settings", "tables"},
+    "dbt": {"errors", "kinds", "settings", "tables"},
     "starter": {"errors", "dbt"},
     "objectstore": {"errors"},
     "replicas": {"errors", "locks", "settings", "snapshot", "reader", "objectstore", "loader.following"},
