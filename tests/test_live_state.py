@@ -541,5 +541,5 @@ def check_compiled(served: Living) -> None:
 
 TestLiveState = LiveState.TestCase
 TestLiveState.settings = settings(
-    max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=10, stateful_step_count=18, deadline=None, suppress_health_check=list(HealthCheck)
 )
