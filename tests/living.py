@@ -25,6 +25,7 @@ class Living:
     """A copy of what is current, so that whoever writes goes on."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.reader = Reader(folder)
         self.base = self.reader.schema
         self.env = lmdb.open(

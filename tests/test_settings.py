@@ -16,7 +16,6 @@ from edgeprofile.settings import (
     WORKSPACES_MAX,
     Events,
     Identifier,
-    Insider,
     Limits,
     Loader,
     Profiles,
@@ -26,6 +25,7 @@ from edgeprofile.settings import (
     load,
     reference,
 )
+from edgeprofile.vendors import Insider
 
 SOURCE = 'source.url = "duckdb://"'
 PROFILES = 'profiles = { sql = "SELECT 1 AS id", id = "id" }'
@@ -35,7 +35,8 @@ EVENTS = 'events = { sql = "FROM events", profile = "id", name = "name", time = 
 MPARTICLE = 'mparticle = { org = "1", account = "2", workspace = "3", mpid = "id" }\n'
 BATCH = 'batch = { project = "project_1" }\n'
 # They name the primary id, so that they stand only where it is what it is in SHOP.
-DIALECTS = {"insider": INSIDER, "mparticle": MPARTICLE, "batch": BATCH}
+INTILERY = 'intilery = { client = "c", account = "a", brand = "B" }\n'
+DIALECTS = {"insider": INSIDER, "mparticle": MPARTICLE, "intilery": INTILERY, "batch": BATCH}
 SECRET = "hunter2"
 
 Write = Callable[[str], None]
@@ -270,6 +271,7 @@ SAMPLES = {
     "workspaces.shop.full_refresh": ("1", 1),
     "workspaces.shop.overlap": ("2h", "2h"),
     "workspaces.shop.keep": ("9", 9),
+    "workspaces.shop.erase_within": ("12h", "12h"),
     "workspaces.shop.rejects_max": ("1", 1.0),
     "workspaces.shop.shrink_max": ("0.25", 0.25),
     "workspaces.shop.source.timeout": ("1h30m", "1h30m"),
@@ -306,6 +308,16 @@ SAMPLES = {
     "workspaces.shop.mparticle.attribution": ("source", "source"),
     "workspaces.shop.mparticle.values_as_text": ("false", False),
     "workspaces.shop.mparticle.audience": ("https://api.example", "https://api.example"),
+    "workspaces.shop.intilery.client": ("acme", "acme"),
+    "workspaces.shop.intilery.account": ("marketing", "marketing"),
+    "workspaces.shop.intilery.brand": ("SHOP-1", "SHOP-1"),
+    "workspaces.shop.intilery.id_types": ('{"userId": "id"}', {"userId": "id"}),
+    "workspaces.shop.intilery.rate": ("50", 50.0),
+    "workspaces.shop.intilery.burst": ("2e3", 2000.0),
+    "workspaces.shop.intilery.created": ("since", "since"),
+    "workspaces.shop.intilery.created_by": ("author", "author"),
+    "workspaces.shop.intilery.source": ("channel", "channel"),
+    "workspaces.shop.intilery.received": ("came_in", "came_in"),
     "workspaces.shop.batch.project": ("project_2", "project_2"),
     "workspaces.shop.batch.custom_id": ("id", "id"),
     "workspaces.shop.batch.request_bytes_max": ("1024", 1024),
@@ -503,6 +515,15 @@ IDENTIFIER = "expected a column or a table of column, unique, normalize"
             ("mpid", "user_identities = { a = ['id'] }, immutable = ['a'], mpid",
              'immutable: expected types of user_identities or device_identities, of one column each, found "a"'),
         ]),
+        *((f"{SHOP}{INTILERY}".replace('brand = "B"', more), f"workspaces.shop.intilery.{line}") for more, line in [
+            ('brand = "B/C"', 'brand: expected a name without /, for paths, found "B/C"'),
+            ("rate = 5", "brand: expected a name without /, for paths, found nothing"),
+            ('brand = "B", id_types = { email = "mail" }',
+             'id_types.email: expected an identifier of the profiles (id), found "mail"'),
+            ('brand = "B", burst = 99.5', "burst: expected a number of at least its rate (100), found 99.5"),
+            ('brand = "B", rate = 501', "burst: expected a number of at least its rate (501), found 500"),
+            ('brand = "B", rate = 0', "rate: expected a number from 0.001 to 1000000, found 0"),
+        ]),
         ("[a]\nb = @", "expected valid TOML, found a fault: Invalid value (at line 2, column 5)"),
         ("a = [1", "expected valid TOML, found a fault: Unclosed array (at end of document)"),
     ],
@@ -525,7 +546,8 @@ def test_what_this_version_lacks_is_an_unknown_key(table: str, write: Write) -> 
     write(f"{SHOP}{table} = {{}}")
     error = fault()
     assert str(error) == f'edgeprofile.toml: workspaces.shop.{table}: expected a known key, found "{table}"'
-    known = "refresh, keep, rejects_max, shrink_max, source, profiles, events, insider, mparticle, intilery, batch"
+    known = "refresh, keep, erase_within, rejects_max, shrink_max, source, profiles, events"
+    known += ", insider, mparticle, intilery, batch"
     assert error.hint == f"Known here: {known}."
 
 

@@ -26,7 +26,9 @@ LINES_MAX = 450
 ALLOWED = {
     "errors": set[str](),
     "tables": {"errors"},
-    "settings": {"errors", "tables"},
+    "kinds": set[str](),
+    "vendors": {"kinds", "tables"},
+    "settings": {"errors", "kinds", "tables", "vendors"},
     "snapshot": {"errors"},
     "record": {"errors"},
     "history": {"errors", "record"},
@@ -34,7 +36,7 @@ ALLOWED = {
     "keys": {"errors", "keyfile"},
     "signing": {"errors", "keyfile"},
     "limiter": set[str](),
-    "dbt": {"errors", "settings", "tables"},
+    "dbt": {"errors", "kinds", "settings", "tables"},
     "starter": {"errors", "dbt"},
     "objectstore": {"errors"},
     "replicas": {"errors", "locks", "settings", "snapshot", "reader", "objectstore", "loader.following"},
@@ -57,7 +59,7 @@ OWNERS = {
 SERVING = {"app", "api", "watch", "server", "keeper", "exposition", "_front", "_lookup", "_metrics"}
 SURFACES = sorted(name for name in MODULES if name.startswith("api."))
 # All but what the dialects share.
-DIALECTS = set(SURFACES) - {"api.__init__", "api.dialect", "api.problems", "api.query"}
+DIALECTS = set(SURFACES) - {"api.__init__", "api.dialect", "api.pages", "api.problems", "api.query"}
 LOADERS = sorted(name for name in MODULES if name.startswith("loader."))
 
 

@@ -40,7 +40,7 @@ from edgeprofile.errors import (
 )
 from edgeprofile.exports import ATTRIBUTES_MAX, NAME_CHARS_MAX, Export
 from edgeprofile.record import timestamp_text
-from edgeprofile.settings import Batch as Table
+from edgeprofile.vendors import Batch as Table
 
 # With any version of theirs, or none. What begins so is theirs, whatever follows.
 OURS = re.compile(rb"/2\.[0-9]+/|/profiles/|/exports/")

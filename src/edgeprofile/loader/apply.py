@@ -116,6 +116,16 @@ class LiveWriter:
         with self._writing():
             pass
 
+    def erasure_due_at(self, within_s: float) -> float | None:
+        """When to refresh at the latest, in seconds since 1970, so that what was erased is on no disk after `within_s`.
+
+        None where every snapshot that is kept is of after the last erasure.
+        """
+        known = min((each.updates for each in snapshot.manifests(self._home)), default=0)
+        with self._writing() as (overlay, _), overlay.view() as view:
+            erasures = [each for _, each in view.erasures() if each.sequence > known and not each.restored]
+        return min((each.due_at(within_s) for each in erasures), default=None)
+
     def _apply(self, overlay: Overlay, live: Live, touched: Touched) -> None:
         self._at("overlay_committed")
         with overlay.view() as view:

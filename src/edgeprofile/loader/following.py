@@ -14,8 +14,6 @@ from edgeprofile.loader.live import Live
 from edgeprofile.loader.overlay import Erasure, has_overlay, open_overlay
 from edgeprofile.reader import LIVE_DATABASES, LIVE_META
 
-# An erasure is seen to when so much of the time for it is over; the rest is for the refresh that sees to it.
-DUE_AT_SHARE = 0.9
 VOID_AT_ONCE = 10_000
 
 
@@ -80,18 +78,8 @@ def _meta(home: Path, manifest: snapshot.Manifest, key: bytes) -> bytes | None:
 
 def erased_upto(home: Path, within_s: float) -> int:
     """The last change that erased a profile so long ago that no snapshot of before it may be kept; 0 for none."""
-    until_us = (time.time() - within_s * DUE_AT_SHARE) * 1e6
-    return max((each.sequence for _, each in erasures(home) if each.time_us <= until_us), default=0)
-
-
-def erasure_due_at(home: Path, within_s: float) -> float | None:
-    """When to refresh at the latest, in seconds since 1970, so that what was erased is on no disk behind `within_s`.
-
-    None where every snapshot that is kept is of after the last erasure.
-    """
-    known = min((each.updates for each in snapshot.manifests(home)), default=0)
-    due = [each.time_us / 1e6 + within_s * DUE_AT_SHARE for _, each in erasures(home) if each.sequence > known]
-    return min(due, default=None)
+    now = time.time()
+    return max((each.sequence for _, each in erasures(home) if each.due_at(within_s) <= now), default=0)
 
 
 def erasures(home: Path, primary: str | None = None) -> list[tuple[str, Erasure]]:

@@ -36,6 +36,7 @@ from edgeprofile.reader import LIB_VERSION
 FORMAT = b"1"
 DATABASES = (b"meta", b"profiles", b"events", b"changes", b"erased")
 HASH_BYTES = 16
+DUE_AT_SHARE = 0.9
 PRUNED_AT_ONCE = 10_000
 _SEQUENCE = struct.Struct(">Q")
 _CHANGE = struct.Struct(">QI")
@@ -66,6 +67,11 @@ class Erasure(msgspec.Struct, array_like=True, gc=False):
     time_us: int
     sequence: int
     restored: bool = False
+
+    def due_at(self, within_s: float) -> float:
+        """When to see to it, in seconds since 1970, so that after `within_s` it is done; the rest of that is for the
+        refresh which does it."""
+        return self.time_us / 1e6 + within_s * DUE_AT_SHARE
 
 
 _encoder = msgspec.msgpack.Encoder()

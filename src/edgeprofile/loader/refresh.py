@@ -255,9 +255,11 @@ def _audience_ids(home: Path) -> dict[str, int]:
 def _guard(before: snapshot.Manifest | None, built: Built, shrink_max: float) -> None:
     """Refuses a result that is more likely a fault of the warehouse than the truth."""
     advice = "look at the model's sources; if it is right, publish it with --force"
-    if built.profiles == built.made:
+    # What was erased is meant to be gone.
+    given = built.profiles + built.rejected.get(snapshot.ERASED, 0)
+    if given == built.made:
         raise RefreshRefused("the model gave no profiles", outcome="empty", hint=advice)
-    if before is not None and built.profiles < (1 - shrink_max) * before.profiles:
+    if before is not None and given < (1 - shrink_max) * before.profiles:
         raise RefreshRefused(
             f"the model gave {built.profiles} profiles where {before.profiles} are served, "
             f"which is more of a loss than shrink_max allows ({shrink_max:.0%})",

@@ -7,6 +7,7 @@ read as a whole is done, whether or not its sender is still there for the answer
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import traceback
 from collections.abc import Callable
@@ -31,7 +32,7 @@ log = logging.getLogger("edgeprofile")
 class UpdateServer:
     """Takes the updates of the workspace with this home, while the context lasts. Its process holds locks.watching.
 
-    `on_erasure` is called on the loop when profiles were erased: see following.erasure_due_at. Exports are for
+    `on_erasure` is called on the loop when profiles were erased, which brings `erasure_due_at` nearer. Exports are for
     `exports` to take on.
     """
 
@@ -79,6 +80,17 @@ class UpdateServer:
     async def refreshed(self) -> None:
         """Has the writer follow a snapshot that was published meanwhile, and let go of the one before."""
         await self._in_thread(lambda: self._done(self._writer.catch_up))
+
+    async def erasure_due_at(self, within_s: float) -> float | None:
+        """When to refresh at the latest, in seconds since 1970, so that what was erased is on no disk after `within_s`;
+        None where nothing is, or nothing can be told."""
+
+        def ask() -> float | None:
+            with contextlib.suppress(StoreError):
+                return self._writer.erasure_due_at(within_s)
+            return None
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, ask)
 
     # --- one connection --------------------------------------------------------------------------------------------
 
