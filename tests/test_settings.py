@@ -541,12 +541,12 @@ def test_there_are_as_many_workspaces_as_counters_for_them(write: Write) -> None
     assert str(fault()) == "edgeprofile.toml: workspaces: expected at most 1,000 workspaces, found 1,001"
 
 
-@pytest.mark.parametrize("table", ["deleted", "full_refresh"])
+@pytest.mark.parametrize("table", ["deleted", "delta"])
 def test_what_this_version_lacks_is_an_unknown_key(table: str, write: Write) -> None:
     write(f"{SHOP}{table} = {{}}")
     error = fault()
     assert str(error) == f'edgeprofile.toml: workspaces.shop.{table}: expected a known key, found "{table}"'
-    known = "refresh, keep, erase_within, rejects_max, shrink_max, source, profiles, events"
+    known = "refresh, full_refresh, overlap, keep, erase_within, rejects_max, shrink_max, source, profiles, events"
     known += ", insider, mparticle, intilery, batch"
     assert error.hint == f"Known here: {known}."
 

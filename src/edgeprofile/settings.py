@@ -237,7 +237,7 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def overlap_s(self) -> float:
-        return _seconds(self.overlap)
+        return seconds(self.overlap)
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -8,7 +8,6 @@ brought. Wherever there is a doubt, there is a full refresh instead.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from edgeprofile.errors import StoreError
 from edgeprofile.loader.apply import LiveWriter
 from edgeprofile.loader.build import Models, encoder_of, materialise, refuse, watermark_us
 from edgeprofile.loader.fold import widened
-from edgeprofile.loader.following import erasure_due_at, live_watermark_us
+from edgeprofile.loader.following import erased_upto, live_watermark_us
 from edgeprofile.loader.live import Delta
 from edgeprofile.loader.model import Plan
 from edgeprofile.loader.rows import PROFILES, encoded
@@ -50,8 +49,7 @@ def is_due(home: Path, workspace: Workspace, current: snapshot.Manifest) -> bool
     if known.rolled_back or known.deltas + 1 >= workspace.full_refresh or current.watermark_us is None:
         return False
     # A full refresh is what rids the disk of a profile that was erased.
-    due_at = erasure_due_at(home, workspace.erase_within_s)
-    return due_at is None or time.time() < due_at
+    return erased_upto(home, workspace.erase_within_s) <= current.updates
 
 
 def run(
