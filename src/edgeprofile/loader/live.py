@@ -53,20 +53,20 @@ ENTRY_HEAD_BYTES = 6  # of an entry of the index: its check, and the length of t
 _GENERATION = struct.Struct("<I")
 _NUMBER = struct.Struct(">Q")
 _TIME = struct.Struct(">q")
+_ALL_DATABASES = (b"rows", *LIVE_DATABASES)
 _DAMAGED = "run edgeprofile load, which makes it anew"
 
 log = logging.getLogger("edgeprofile")
 
 Rank = tuple[float, bytes]
 Standings = list[tuple[bytes, Standing]]
-ROWS = b"rows"
 # What the profiles that were touched are made of by now, in binary order; and of how many the rows are damaged.
 Touched = tuple[Standings, int]
 
 
 class Delta(NamedTuple):
-    """What a delta refresh brings: by their ids, in binary order, the records of rows, as Live.rows_of tells them
-    apart from what is there, each empty where the row is gone; and the watermark behind which the next one looks on."""
+    """What a delta refresh brings: the records of rows by their ids, in binary order, empty for a row that is gone, and
+    the watermark behind which the next one looks on."""
 
     rows: list[tuple[bytes, bytes]]
     watermark_us: int
@@ -86,7 +86,7 @@ class Live:
                 subdir=False,
                 lock=False,
                 mode=0o600,
-                max_dbs=len(LIVE_DATABASES) + 1,
+                max_dbs=len(_ALL_DATABASES),
                 map_size=MAP_BYTES,
                 lib_version=LIB_VERSION,
             )
@@ -108,15 +108,14 @@ class Live:
             is_new = txn.stat()["entries"] == 0
         if is_new:
             with self._env.begin(write=True) as txn:
-                _, *_, meta = (self._env.open_db(name, txn) for name in (ROWS, *LIVE_DATABASES))
+                *_, meta = (self._env.open_db(name, txn) for name in _ALL_DATABASES)
                 txn.put(b"applied", _NUMBER.pack(base.updates), db=meta)
                 txn.put(b"block", _NUMBER.pack(0), db=meta)
                 events_schema = base.events_schema or WITHOUT_MODEL
                 txn.put(b"events_schema", msgspec.json.encode(events_schema), db=meta)
-        self._profiles, self._identifiers, self._histories, self._events, self._meta = (
-            self._env.open_db(name, create=False) for name in LIVE_DATABASES
+        self._rows, self._profiles, self._identifiers, self._histories, self._events, self._meta = (
+            self._env.open_db(name, create=False) for name in _ALL_DATABASES
         )
-        self._rows = self._env.open_db(ROWS, create=False)
         self._load(base)
 
     def _load(self, base: Base) -> None:
@@ -184,11 +183,10 @@ class Live:
             return {primary: has_row for primary, has_row in held if has_row != bool(self.base.row_of(primary))}
 
     def _newer(self, primary: bytes) -> bytes | None:
-        if not self.rows:
+        if self.rows == 0:
             return None
-        with self._env.begin(db=self._rows) as txn:
-            found: bytes | None = txn.get(primary)
-            return found
+        with self._env.begin() as txn:
+            return txn.get(primary, db=self._rows)
 
     def apply(
         self, view: View, touched: Touched, at: snapshot.AtStep = snapshot.nothing, delta: Delta | None = None
