@@ -6,14 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import hypothesis
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from living import Living
 from postgres import Postgres
 from service import until
@@ -461,6 +465,80 @@ def test_whatever_moment_it_is_killed_at_the_next_one_ends_the_same(shop: Shop, 
     assert shop.refresh().outcome == "delta"
     assert shop.scores() == {"ann": 10, "cid": 3, "dan": 4}
     shop.assert_as_after_a_full_refresh()
+
+
+# --- whatever comes after what ------------------------------------------------------------------------------------
+
+IDS = st.sampled_from(["a", "b", "c"])
+STEPS = st.one_of(
+    st.tuples(st.just("put"), IDS, st.integers(0, 3), st.sampled_from(["x", "y"]), st.booleans()),
+    st.tuples(st.just("remove"), IDS),
+    st.tuples(st.just("say"), IDS, st.sampled_from(["mood", "score"]), st.integers(10, 13)),
+    st.tuples(st.just("delta")),
+    st.tuples(st.just("full")),
+)
+Row = tuple[int, str, bool]
+
+
+class Expected:
+    """What is in the warehouse, and what is served, as plain dictionaries."""
+
+    def __init__(self) -> None:
+        self.warehouse: dict[str, Row] = {}
+        self.written: set[str] = set()
+        self.rows: dict[str, Row] = {}
+        self.said: dict[str, dict[str, int]] = {}
+
+    def refresh(self, *, is_full: bool) -> None:
+        alive = {id for id, (_, _, gone) in self.warehouse.items() if not gone}
+        marked = self.warehouse.keys() & self.written - alive
+        for id in self.rows.keys() & (self.rows.keys() - alive if is_full else marked):
+            del self.rows[id]
+            self.said.pop(id, None)
+        self.rows |= {id: self.warehouse[id] for id in (alive if is_full else alive & self.written)}
+        self.written.clear()
+
+    def served(self) -> dict[str, tuple[int | None, str | None, int | None]]:
+        made = {}
+        for id in self.rows.keys() | self.said.keys():
+            score, email, _ = self.rows.get(id, (None, None, False))
+            said = self.said.get(id, {})
+            made[id] = (said.get("score", score), email, said.get("mood"))
+        return made
+
+
+@hypothesis.settings(max_examples=12)
+@given(st.lists(STEPS, min_size=4, max_size=12))
+def test_what_is_served_is_what_the_warehouse_and_updates_said(steps: list[tuple[Any, ...]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        shop, expected = Shop(Path(folder)), Expected()
+        shop.sql(
+            "CREATE TABLE profiles (id VARCHAR, email VARCHAR, score INTEGER, gone BOOLEAN, seen TIMESTAMP)",
+            "INSERT INTO profiles SELECT 'z' || n, NULL, 0, false, '2025-06-10' FROM range(4) AS made(n)",
+        )
+        shop.settled(full_refresh=1_024).load()
+        for number, (step, *told) in enumerate([*steps, ("delta",), ("full",)]):
+            match step, *told:
+                case "put", id, score, email, gone:
+                    shop.put(id, score, f"2025-06-10 00:00:{number:02}", email=f"{id}@{email}", gone=gone)
+                    expected.warehouse[id] = score, f"{id}@{email}", gone
+                    expected.written.add(id)
+                case "remove", id:
+                    shop.sql(f"DELETE FROM profiles WHERE id = '{id}'")
+                    expected.warehouse.pop(id, None)
+                case "say", id, name, value:
+                    shop.say(id, **{name: b"%d" % value})
+                    expected.said.setdefault(id, {})[name] = value
+                case "delta", *_:
+                    shop.delta()
+                    expected.refresh(is_full=False)
+                case "full", *_:
+                    assert shop.load() in ("published", "unchanged")
+                    expected.refresh(is_full=True)
+            with shop.living() as living:
+                found = {each: living.profile(each) or {} for each in living.ids() if not each.startswith("z")}
+            served = {each: (got.get("score"), got.get("email"), got.get("mood")) for each, got in found.items()}
+            assert served == expected.served()
 
 
 # --- another warehouse ---------------------------------------------------------------------------------------------
