@@ -281,6 +281,11 @@ def damage_layer(shop: Shop) -> None:
     (shop.current_folder() / "live.mdb").write_bytes(b"x" * 8192)
 
 
+def damage_record(shop: Shop) -> None:
+    file = shop.current_folder() / "profiles.mdb"
+    file.write_bytes(file.read_bytes().replace(b'"ann@example.com"', b'"anx@example.com"'))
+
+
 @pytest.mark.parametrize(
     ("change", "ended"),
     [
@@ -289,6 +294,7 @@ def damage_layer(shop: Shop) -> None:
         (change_model, "published"),
         (add_column, "published"),
         (damage_layer, "published"),
+        (damage_record, "published"),
     ],
 )
 def test_what_a_delta_cannot_bring_is_brought_by_a_full_refresh(

@@ -18,8 +18,8 @@ import msgspec
 from edgeprofile import snapshot
 from edgeprofile.errors import FormatUnsupported, InvalidChange, RecordDamaged
 from edgeprofile.loader.base import NOTHING, Base, Standing
-from edgeprofile.loader.changes import Erasures, Refused, Update, Updates, compact
-from edgeprofile.loader.live import Delta, Live, Touched
+from edgeprofile.loader.changes import Delta, Erasures, Refused, Update, Updates, compact
+from edgeprofile.loader.live import Live, Touched
 from edgeprofile.loader.merging import IDENTIFIER_BYTES_MAX, Row, identifier_text
 from edgeprofile.loader.overlay import Change, Overlay, Profile, View, open_overlay
 from edgeprofile.loader.writer import WriterError, store_error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -55,6 +55,14 @@ class Erasures(msgspec.Struct):
     """The primary ids of profiles that are to be erased, be they there or not."""
 
     ids: Annotated[list[str], Meta(max_length=UPDATES_MAX)]
+
+
+class Delta(NamedTuple):
+    """What a delta refresh brings: the records of rows by their ids, in binary order, empty for a row that is gone, and
+    the watermark behind which the next one looks on."""
+
+    rows: list[tuple[bytes, bytes]]
+    watermark_us: int
 
 
 class Refused(msgspec.Struct, frozen=True, array_like=True):

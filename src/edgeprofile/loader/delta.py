@@ -17,9 +17,9 @@ from edgeprofile import outcomes, snapshot
 from edgeprofile.errors import StoreError
 from edgeprofile.loader.apply import LiveWriter
 from edgeprofile.loader.build import Models, encoder_of, materialise, refuse, watermark_us
+from edgeprofile.loader.changes import Delta
 from edgeprofile.loader.fold import widened
 from edgeprofile.loader.following import erased_upto, live_watermark_us
-from edgeprofile.loader.live import Delta
 from edgeprofile.loader.model import Plan
 from edgeprofile.loader.rows import PROFILES, encoded
 from edgeprofile.loader.source import Source

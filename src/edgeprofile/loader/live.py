@@ -28,7 +28,7 @@ import math
 import struct
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 import lmdb
 import msgspec
@@ -37,10 +37,10 @@ from edgeprofile import history, snapshot
 from edgeprofile._identifiers import ids_of
 from edgeprofile._live import Announcer
 from edgeprofile._record import check_of
-from edgeprofile.errors import FormatUnsupported, LiveDamaged, RecordDamaged
+from edgeprofile.errors import FormatUnsupported, LiveDamaged, RecordDamaged, SnapshotDamaged
 from edgeprofile.history import LIVE, WITHOUT_MODEL, Block, EventsSchema
 from edgeprofile.loader.base import Base, Standing
-from edgeprofile.loader.changes import Event
+from edgeprofile.loader.changes import Delta, Event
 from edgeprofile.loader.merging import Fields, Merged, Row, Values, merge, time_of
 from edgeprofile.loader.overlay import Profile, View
 from edgeprofile.loader.weave import EventFields, number_of, weave
@@ -62,14 +62,6 @@ Rank = tuple[float, bytes]
 Standings = list[tuple[bytes, Standing]]
 # What the profiles that were touched are made of by now, in binary order; and of how many the rows are damaged.
 Touched = tuple[Standings, int]
-
-
-class Delta(NamedTuple):
-    """What a delta refresh brings: the records of rows by their ids, in binary order, empty for a row that is gone, and
-    the watermark behind which the next one looks on."""
-
-    rows: list[tuple[bytes, bytes]]
-    watermark_us: int
 
 
 class Live:
@@ -202,6 +194,8 @@ class Live:
                 if delta is not None:
                     merge.bring(delta)
                 merge.run()
+                if delta is not None and merge.damaged:
+                    raise SnapshotDamaged(f"snapshot {self.base.name}: a record is damaged", hint=_DAMAGED)
                 at("live_written")
             at("live_committed")
             self._generations, self._event_fields = merge.generations, merge.event_fields
@@ -246,7 +240,7 @@ class _Merge:
         # do now.
         self._left: dict[bytes, set[bytes]] = {}
         self._entered: dict[bytes, set[bytes]] = {}
-        self._standings, self._damaged = touched
+        self._standings, self.damaged = touched
 
     def bring(self, delta: Delta) -> None:
         """Keeps the rows of a delta refresh. The events of one that is back are back with it."""
@@ -269,11 +263,11 @@ class _Merge:
         self._write_histories()
         self._txn.put(b"applied", _NUMBER.pack(self._view.sequence), db=self._meta)
         self._txn.put(b"block", _NUMBER.pack(self.next_block), db=self._meta)
-        if self._damaged:
+        if self.damaged:
             log.error(
                 "snapshot %s: updates of %d profiles wait for the next one, as their records are damaged",
                 self._base.name,
-                self._damaged,
+                self.damaged,
             )
 
     # --- profiles --------------------------------------------------------------------------------------------------
@@ -296,7 +290,7 @@ class _Merge:
                 before = self._identifiers_of(primary)
                 merged = self._merged(fields, primary, *standing)
             except (RecordDamaged, FormatUnsupported):
-                self._damaged += 1
+                self.damaged += 1
                 continue
             self._note(fields, primary, before or [], merged.values[1 : len(fields.namespaces)] if merged else [])
             if merged is not None:
@@ -394,7 +388,7 @@ class _Merge:
             try:
                 self._weave(primary, [fields.encode(primary, event) for event in events])
             except (RecordDamaged, FormatUnsupported):
-                self._damaged += 1
+                self.damaged += 1
 
     def _weave(self, primary: bytes, events: list[history.Event]) -> None:
         blocks = self._blocks(primary)

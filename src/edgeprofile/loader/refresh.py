@@ -208,6 +208,7 @@ def _delta(
         found = delta.run(source, models, workspace, home, before, int(attempt.at * 1e6), at)
     if found is None:
         return None
+    _clean_up(home, workspace)
     return attempt.ended(
         outcomes.DELTA,
         snapshot=before.name,
