@@ -10,7 +10,7 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "
 FLAGS = SANITIZE if os.environ.get("EDGEPROFILE_SANITIZE") == "1" else ["-O3"]
 # Divisions are by constants or by numbers that were checked; C's rule spares the hot loops a branch each.
 DIRECTIVES = {"language_level": 3, "cdivision": True, "embedsignature": True, "autotestdict": False}
-LOADING = ("columns", "record", "identifiers", "history", "merge")
+LOADING = ("columns", "record", "identifiers", "history", "merge", "relay")
 SERVING = (
     "limiter",
     "metrics",

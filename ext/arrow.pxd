@@ -32,10 +32,12 @@ cdef extern from *:
     """
     struct ArrowSchema:
         const char* format
+        const char* name
         int64_t n_children
         ArrowSchema** children
         ArrowSchema* dictionary
         void (*release)(ArrowSchema*) noexcept
+        void* private_data
 
     struct ArrowArray:
         int64_t length
@@ -48,7 +50,8 @@ cdef extern from *:
         void (*release)(ArrowArray*) noexcept
 
     struct ArrowArrayStream:
-        int (*get_schema)(ArrowArrayStream*, ArrowSchema*) noexcept
-        int (*get_next)(ArrowArrayStream*, ArrowArray*) noexcept
-        const char* (*get_last_error)(ArrowArrayStream*) noexcept
-        void (*release)(ArrowArrayStream*) noexcept
+        int (*get_schema)(ArrowArrayStream*, ArrowSchema*) noexcept nogil
+        int (*get_next)(ArrowArrayStream*, ArrowArray*) noexcept nogil
+        const char* (*get_last_error)(ArrowArrayStream*) noexcept nogil
+        void (*release)(ArrowArrayStream*) noexcept nogil
+        void* private_data

@@ -51,9 +51,13 @@ cdef int expect_columns(const ArrowSchema* schema, int64_t count) except -1:
     return 0
 
 
-cdef object broken(ArrowArrayStream* source):
+cdef str reason(ArrowArrayStream* source):
     cdef const char* why = source.get_last_error(source)
-    return SourceError(f"the warehouse broke off: {why.decode(errors='replace') if why != NULL else 'no reason given'}")
+    return why.decode(errors="replace") if why != NULL else "no reason given"
+
+
+cdef object broken(ArrowArrayStream* source):
+    return SourceError(f"the warehouse broke off: {reason(source)}")
 
 
 # --- from an Arrow format to a column ------------------------------------------------------------------------------
@@ -158,6 +162,12 @@ cdef int put_number(Buffer* out, const Column* column, int64_t at) except -1:
     else:
         wide = <int64_t>(<const int8_t*>numbers)[at] if column.signed else <int64_t>(<const uint8_t*>numbers)[at]
     return put_integer(out, wide)
+
+
+cdef bint is_finite(const char* text, size_t size) noexcept nogil:
+    """Whether a number's text has digits: those of NaN and the infinities begin with a letter."""
+    cdef size_t sign = size > 0 and text[0] == b"-"
+    return size > sign and b"0" <= text[sign] <= b"9"
 
 
 cdef int put_double(Buffer* out, double value, char code, int precision) except -1:
@@ -315,6 +325,8 @@ cdef int put_value(Buffer* out, Column* column, int64_t row) except -1:
                 or put(out, b'"', 1))
     if kind == NUMBER:
         text = text_at(column, at, &size)
+        if not is_finite(text, size):
+            return put(out, b"null", 4)
         return put(out, text, size)
     if kind == JSON:
         text = text_at(column, at, &size)

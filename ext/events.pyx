@@ -231,6 +231,17 @@ cdef class History:
                 return count
             at = 0
 
+    cdef int64_t time_before(self, size_t number, uint32_t at) except? -1:
+        """The time of the event before a place, which is not the first one."""
+        cdef Block block
+        cdef Mark mark
+        if at == 0:
+            self.read_block(number - 1, &block)
+            return block.oldest_us
+        self.open(number)
+        self.read_mark(at - 1, &mark)
+        return mark.time_us
+
     # --- the events ------------------------------------------------------------------------------------------------
 
     cdef int open_event(self, uint32_t number, View* view) except -1:
@@ -283,16 +294,8 @@ cdef class Page(History):
 
     cdef int set_cursor(self, Wanted wanted) except -1:
         """The cursor of where the walk stands: what `seek` comes back by, in this snapshot and about so in others."""
-        cdef Block block
-        cdef Mark mark
         cdef Cursor cursor
-        if self.at == 0:
-            self.read_block(self.number - 1, &block)
-            cursor.time_us = block.oldest_us
-        else:
-            self.open(self.number)
-            self.read_mark(self.at - 1, &mark)
-            cursor.time_us = mark.time_us
+        cursor.time_us = self.time_before(self.number, self.at)
         cursor.passed = <uint32_t>self.same_before(self.number, self.at, cursor.time_us)
         cursor.check = wanted.bound(&cursor, self.primary)
         memcpy(self.cursor, &cursor, CURSOR_BYTES)

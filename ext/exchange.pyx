@@ -78,7 +78,7 @@ cdef class Exchange:
         Counted before that, so that who has an answer finds it counted.
         """
         if self.method == "HEAD" and status != 304:  # of which the length would be that of the whole answer
-            headers.append((b"content-length", b"%d" % PyBytes_GET_SIZE(body)))
+            headers = [*headers, (b"content-length", b"%d" % PyBytes_GET_SIZE(body))]
             body = b""
         self.recorder.record_c(status, self.started_ns)
         self.send({"type": "http.response.start", "status": status, "headers": headers})
@@ -218,3 +218,10 @@ cdef bytes decoded(const char* text, Py_ssize_t size):
     if not is_utf8(buffer, n):
         raise MalformedPath("The path is not UTF-8 once its escapes are decoded.")
     return buffer[:n]
+
+
+def unescaped(bytes segment not None):
+    """A path's segment, percent-decoded once."""
+    if PyBytes_GET_SIZE(segment) > PATH_BYTES_MAX:
+        raise MalformedPath("The path is too long.")
+    return decoded(PyBytes_AS_STRING(segment), PyBytes_GET_SIZE(segment))

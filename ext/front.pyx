@@ -93,7 +93,8 @@ cdef class Front:
         """Refuses the bodies that have taken too long. To be called now and then, from any thread."""
         cdef uint64_t now_ns = clock_ns()
         for reading in list(self.readings):
-            if now_ns - (<Reading>reading).started_ns > <uint64_t>BODY_SECONDS_MAX * 1000000000:
+            # No difference of the two: that would wrap around for a body that has begun since.
+            if (<Reading>reading).started_ns + <uint64_t>BODY_SECONDS_MAX * 1000000000 < now_ns:
                 reading.expire()
 
     cdef int refuse(self, Exchange exchange, handler, error) except -1:
@@ -105,7 +106,12 @@ cdef class Front:
             log_fault(exchange.request_id, error)
         if not isinstance(error, ApiError):
             error = InternalError()
-        status, headers, body = handler.refuse(exchange, error)
+        try:
+            status, headers, body = checked(handler.refuse(exchange, error))
+        except Exception as fault:
+            # Nobody else would answer, or count, the request.
+            log_fault(exchange.request_id, fault)
+            status, headers, body = 500, [], b""
         exchange.reply(status, headers, body)
         return 0
 
@@ -119,16 +125,15 @@ cdef class Front:
         cdef Exchange exchange
         cdef Route route
         if size + PyBytes_GET_SIZE(<bytes>scope["query_string"]) > URL_BYTES_MAX:
-            route.value = NULL
-        elif not split(at, at + size, &route):
+            if self.surface_of(path) is not None:
+                return False
+        elif not split(at, at + size, &route) or (is_erasable(&route) and scope["method"] == "DELETE"):
             return False
         exchange = begin(self.recorder, scope, send, &self.ids)
         try:
-            check_headers(exchange)
-            if route.value == NULL:
-                raise UrlTooLong(URL_BYTES_MAX)
+            check_sizes(exchange)
             if exchange.method != "GET" and exchange.method != "HEAD":
-                raise MethodNotAllowed("GET, HEAD")
+                raise MethodNotAllowed("DELETE, GET, HEAD" if is_erasable(&route) else "GET, HEAD")
             self.lookup.answer_one(exchange, &route)
         except Exception as error:
             self.refuse(exchange, self.lookup, error)
@@ -147,19 +152,12 @@ cdef class Front:
         """Answers a surface's request in an event loop."""
         cdef list messages = []
         cdef Exchange exchange = begin(surface.recorder, scope, messages.append, &self.ids)
-        cdef Body body = Body(exchange.body_bytes, self.request_bytes_max)
         exchange.surface = surface
         try:
             self.check(exchange)
-            if is_without_body(exchange):
-                outcome = b""
-            else:
-                async with asyncio.timeout(BODY_SECONDS_MAX):
-                    while not body.take(await receive()):
-                        pass
-                outcome = body.whole()
-        except TimeoutError:
-            outcome = too_slow()
+            outcome = b"" if is_without_body(exchange) else await whole_body(
+                receive, Body(exchange.body_bytes, self.request_bytes_max)
+            )
         except Exception as error:
             outcome = error
         self.end(exchange, outcome)
@@ -183,11 +181,14 @@ cdef class Front:
     def finish(self, Reading reading, outcome):
         """What a Reading calls with its body, or why there is none."""
         self.readings.discard(reading)
-        self.end(reading.exchange, outcome)
+        try:
+            self.end(reading.exchange, outcome)
+        except Exception as error:  # which nobody would see
+            log_fault(reading.exchange.request_id, error)
 
     cdef int check(self, Exchange exchange) except -1:
         """What can be refused before the body is there."""
-        check_headers(exchange)
+        check_sizes(exchange)
         (<Surface>exchange.surface).handler.check(exchange)
         if exchange.body_bytes > self.request_bytes_max:
             raise BodyTooLarge(self.request_bytes_max)
@@ -198,11 +199,22 @@ cdef class Front:
         try:
             if isinstance(outcome, Exception):
                 raise outcome
-            status, headers, body = handler.answer(exchange, outcome)
+            status, headers, body = checked(handler.answer(exchange, outcome))
         except Exception as error:
             return self.refuse(exchange, handler, error)
         exchange.reply(status, headers, body)
         return 0
+
+
+async def whole_body(receive, Body body):
+    """Reads a body in an event loop, from what `receive` brings."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS_MAX):
+            while not body.take(await receive()):
+                pass
+    except TimeoutError:
+        raise too_slow()
+    return body.whole()
 
 
 async def deliver(list messages, send):
@@ -211,11 +223,29 @@ async def deliver(list messages, send):
         await send(message)
 
 
+cdef inline bint is_erasable(const Route* route) noexcept:
+    """Whether it is a profile itself, by its id: to erase it is left to the app."""
+    return route.namespace == NULL and not route.is_events
+
+
 cdef inline bint is_without_body(Exchange exchange):
     return exchange.method == "GET" or exchange.method == "HEAD"
 
 
-cdef int check_headers(Exchange exchange) except -1:
+cdef int check_sizes(Exchange exchange) except -1:
     if exchange.headers_bytes > HEADERS_BYTES_MAX:
         raise HeadersTooLarge(HEADERS_BYTES_MAX)
+    if PyBytes_GET_SIZE(exchange.path) + PyBytes_GET_SIZE(exchange.query) > URL_BYTES_MAX:
+        raise UrlTooLong(URL_BYTES_MAX)
     return 0
+
+
+cdef inline tuple checked(answer):
+    """What a handler gave, if it is an answer: what is none must fail where that can still be answered."""
+    cdef int status
+    cdef list headers
+    cdef bytes body
+    status, headers, body = answer
+    if headers is None or body is None:
+        raise TypeError("an answer has headers and a body")
+    return status, headers, body

@@ -7,17 +7,16 @@ text is looked into.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
-from libc.stdint cimport INT32_MAX, int64_t, uint8_t, uint64_t
+from libc.stdint cimport INT32_MAX, INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 
-from edgeprofile._record cimport AUDIENCES_OPEN_BYTES, Run, View, end_at, rank
+from edgeprofile._record cimport (
+    AUDIENCES_OPEN_BYTES, RECORD_GOOD, RECORD_UNKNOWN_FORMAT, Run, View, end_at, open_record, rank,
+)
 from edgeprofile._store cimport Store
 from json_scan cimport plain_end
-from json_text cimport Buffer, is_sayable, put, put_day, put_string, put_unsigned
+from json_text cimport PUT_BAD_UTF8, SLACK_BYTES, Buffer, is_sayable, put, put_string, write_day, write_digits
 
-from edgeprofile.errors import AnswerTooLarge, RecordDamaged
-
-cdef enum:
-    PARAMS_OPEN_BYTES = 10
+from edgeprofile.errors import AnswerTooLarge, FormatUnsupported, RecordDamaged
 
 # How an item of a template is rendered, see the stub. For Python they are the numbers of these names.
 cdef enum:
@@ -45,6 +44,7 @@ cdef class Template:
         cdef Item* item
         cdef int i
         self.kept = []
+        self.day = INT64_MAX  # none
         self.first_nested = first_nested
         self.open_bytes = PARAMS_OPEN_BYTES if is_event else AUDIENCES_OPEN_BYTES
         self.count = len(items)
@@ -65,6 +65,8 @@ cdef class Template:
                 item.before, item.before_bytes = self.keep(rest[0])
             if len(rest) > 1:
                 item.after, item.after_bytes = self.keep(rest[1])
+            if item.how == _TIME_S or item.how == _TIME_MS:
+                item.field = rest[2] if len(rest) > 2 else -1
 
     def __dealloc__(self):
         cdef int i
@@ -74,6 +76,8 @@ cdef class Template:
         PyMem_Free(self.items)
 
     cdef (const char*, size_t) keep(self, bytes text):
+        if text is None:
+            raise TypeError("a template's texts are bytes")
         self.kept.append(text)
         return PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text)
 
@@ -85,18 +89,33 @@ cdef class Template:
             raise MemoryError()
         for i in range(item.count):
             item.runs[i].first, item.runs[i].last = runs[i]
+            if not 0 <= item.runs[i].first <= item.runs[i].last:
+                raise ValueError("a run of fields goes from a number to one that is not below it")
+            if item.runs[i].first < self.first_nested < item.runs[i].last:
+                raise ValueError("a run of fields is nested as a whole or not at all")
         return 0
 
 
 cdef bytes render(const View* view, Template template, tuple slots, uint64_t bytes_max):
     """What a template makes of an opened record. Raises AnswerTooLarge past `bytes_max`, RecordDamaged."""
-    cdef Buffer out = Buffer(NULL, 0, 0, min(bytes_max, <uint64_t>INT32_MAX))
+    cdef Buffer out
+    bytes_max = begin(&out, bytes_max)
     try:
-        if append(&out, view, template, slots):
+        if append(&out, view, template, slots) or out.size > bytes_max:
             raise AnswerTooLarge(bytes_max + 1, bytes_max)
         return PyBytes_FromStringAndSize(out.start, out.size)
     finally:
         PyMem_Free(out.start)
+
+
+cdef uint64_t begin(Buffer* out, uint64_t bytes_max) noexcept:
+    """Makes a buffer with room for more than what is allowed, which is returned and to be checked in the end.
+
+    Texts are written into room for the worst case, and a comma before it is known whether something follows.
+    """
+    bytes_max = min(bytes_max, <uint64_t>INT32_MAX)
+    out[0] = Buffer(NULL, 0, 0, bytes_max + SLACK_BYTES)
+    return bytes_max
 
 
 cdef int append(Buffer* out, const View* view, Template template, tuple slots) except -1:
@@ -125,12 +144,14 @@ cdef int put_item(Buffer* out, const View* view, Template template, const Item* 
         return put(out, item.before, item.before_bytes)
     if item.how == _SLOT:
         slot = slots[item.field]
+        if slot is None:
+            raise TypeError("the texts that come with a record are bytes")
         return put(out, PyBytes_AS_STRING(slot), PyBytes_GET_SIZE(slot))
     if item.how == _RUN or item.how == _OBJECT:
         return put_runs(out, view, template, item)
     if item.how == _TIME_S or item.how == _TIME_MS:
-        return (put(out, item.before, item.before_bytes) or put_time(out, view.updated_us, item.how == _TIME_MS)
-                or put(out, item.after, item.after_bytes))
+        return (put(out, item.before, item.before_bytes) or put_moment(out, view, template, item)
+                or put_after(out, item))
     if not find_value(view, template.first_nested, template.open_bytes, item.field, &value):
         return 0
     if item.how == _IF_TRUE:
@@ -144,27 +165,34 @@ cdef int put_item(Buffer* out, const View* view, Template template, const Item* 
             return 1
     elif put(out, value.start, value.end - value.start):
         return 1
-    return put(out, item.after, item.after_bytes)
+    return put_after(out, item)
+
+
+cdef inline int put_after(Buffer* out, const Item* item) except -1:
+    return put(out, item.after, item.after_bytes) if item.after_bytes else 0
 
 
 cdef int put_runs(Buffer* out, const View* view, Template template, const Item* item) except -1:
     """Fields as they stand in the record, those of one run in one piece."""
-    cdef size_t start = out.size, filled
+    cdef size_t filled
     cdef Slice fields
     cdef int i
-    if put(out, item.before, item.before_bytes):
+    if item.how == _OBJECT and put(out, item.before, item.before_bytes):
         return 1
     filled = out.size
     for i in range(item.count):
-        if find_run(view, template.first_nested, template.open_bytes, &item.runs[i], &fields):
-            if out.size > filled and put(out, b",", 1):
+        if not find_run(view, template.first_nested, template.open_bytes, &item.runs[i], &fields):
+            continue
+        if out.size > filled:
+            if put(out, b",", 1):
                 return 1
-            if put(out, fields.start, fields.end - fields.start):
-                return 1
+        elif item.how == _RUN and put(out, item.before, item.before_bytes):
+            return 1
+        if put(out, fields.start, fields.end - fields.start):
+            return 1
     if item.how == _RUN and out.size == filled:
-        out.size = start
         return 0
-    return put(out, item.after, item.after_bytes)
+    return put_after(out, item)
 
 
 # --- values --------------------------------------------------------------------------------------------------------
@@ -172,34 +200,46 @@ cdef int put_runs(Buffer* out, const View* view, Template template, const Item* 
 cdef bint find_run(const View* view, int first_nested, int open_bytes, const Run* run, Slice* found) except -1:
     """The fields from `first` to before `last`, all nested or none of them; False where there is none of them."""
     cdef int first = rank(view, run.first), last = rank(view, run.last)
-    cdef uint64_t start, end
     if first == last:
         return False
-    start = end_at(view, first - 1) + 1 if first else 1
-    if run.first >= first_nested and first == rank(view, first_nested):
+    take(view, first, last, run.first >= first_nested, rank(view, first_nested), open_bytes, found)
+    return True
+
+
+cdef int take(const View* view, int first, int last, bint is_nested, int flat, int open_bytes, Slice* found) except -1:
+    """The fields from the `first` to before the `last` of those that there are, of which so many are flat."""
+    cdef uint64_t start = end_at(view, first - 1) + 1 if first else 1
+    cdef uint64_t end = end_at(view, last - 1)
+    if is_nested and first == flat:
         start += open_bytes
-    end = end_at(view, last - 1)
-    if not start < end <= view.body_bytes:
-        raise RecordDamaged("a record points outside itself")
+    if not start < end < view.body_bytes or view.body[start] != b'"' \
+            or view.body[end] != (c"}" if is_nested and last == view.present else c","):
+        raise misled()
     found.start = view.body + start
     found.end = view.body + end
-    return True
+    return 0
 
 
 cdef bint find_value(const View* view, int first_nested, int open_bytes, int field, Slice* value) except -1:
     """The value of a field; False where the record lacks it."""
-    cdef Run run = Run(field, field + 1)
+    cdef bint is_nested = field >= first_nested
+    cdef int first
     cdef const uint8_t* at
     cdef const uint8_t* end
     if not 0 <= field < view.fields or not view.bitmap[field >> 3] >> (field & 7) & 1:
         return False
-    find_run(view, first_nested, open_bytes, &run, value)
+    first = rank(view, field)
+    take(view, first, first + 1, is_nested, rank(view, first_nested) if is_nested else 0, open_bytes, value)
     end = <const uint8_t*>value.end
     at = past_quote(<const uint8_t*>value.start + 1, end)
-    if end - at < 2:
-        raise RecordDamaged("a field of a record has no value")
+    if end - at < 2 or at[0] != b":":
+        raise misled()
     value.start = <const char*>at + 1
     return True
+
+
+cdef object misled():
+    return RecordDamaged("the table of a record does not fit its fields")
 
 
 cdef const uint8_t* past_quote(const uint8_t* at, const uint8_t* end) noexcept nogil:
@@ -215,11 +255,15 @@ cdef const uint8_t* past_quote(const uint8_t* at, const uint8_t* end) noexcept n
 
 cdef int put_text(Buffer* out, const char* at, const char* end, bint with_lists) except -1:
     """A JSON value as a text or, `with_lists`, a list as one of texts."""
+    cdef int refused
     if at[0] == b'"':
         return put(out, at, end - at)
     if at[0] == b"[" and with_lists:
         return put_texts(out, at, end)
-    return put_string(out, at, end - at)
+    refused = put_string(out, at, end - at)
+    if refused == PUT_BAD_UTF8:
+        raise misled()  # to within a character
+    return refused
 
 
 cdef int put_texts(Buffer* out, const char* at, const char* end) except -1:
@@ -255,21 +299,38 @@ cdef const char* element_end(const char* at, const char* end) noexcept nogil:
     return end
 
 
-cdef int put_time(Buffer* out, int64_t moment_us, bint with_ms) except -1:
+cdef int put_moment(Buffer* out, const View* view, Template template, const Item* item) except -1:
+    """The value of the item's field, or the record's own time where it has none."""
+    cdef Slice value
+    if item.field >= 0 and find_value(view, template.first_nested, template.open_bytes, item.field, &value) \
+            and value.start[0] != b"n":
+        return put(out, value.start, value.end - value.start)
+    return put_time(out, template, view.updated_us, item.how == _TIME_MS)
+
+
+cdef int put_time(Buffer* out, Template template, int64_t moment_us, bint with_ms) except -1:
     """As RFC 3339 in UTC, cut off at the second or the millisecond; null outside the years 1 to 9999."""
     cdef int64_t ms = moment_us // 1000 - (1 if moment_us % 1000 < 0 else 0)
-    cdef int64_t days = ms // 86400000 - (1 if ms % 86400000 < 0 else 0)
-    cdef int64_t rest = ms - days * 86400000
-    if not is_sayable(days):
+    cdef int64_t day = ms // 86400000 - (1 if ms % 86400000 < 0 else 0)
+    cdef uint32_t rest = <uint32_t>(ms - day * 86400000)
+    cdef char* text = template.time
+    cdef size_t size = TIME_BYTES_MAX - (0 if with_ms else 4)
+    if not is_sayable(day):
         return put(out, b"null", 4)
-    if (put(out, b'"', 1) or put_day(out, days) or put(out, b"T", 1)
-            or put_unsigned(out, rest // 3600000, 2) or put(out, b":", 1)
-            or put_unsigned(out, rest // 60000 % 60, 2) or put(out, b":", 1)
-            or put_unsigned(out, rest // 1000 % 60, 2)):
-        return 1
-    if with_ms and (put(out, b".", 1) or put_unsigned(out, rest % 1000, 3)):
-        return 1
-    return put(out, b'Z"', 2)
+    if day != template.day:  # most are of the day of the one before, and a date takes a while
+        write_day(text + 1, day)
+        template.day = day
+    write_digits(text + 12, rest / 3600000, 2)
+    write_digits(text + 15, rest / 60000 % 60, 2)
+    write_digits(text + 18, rest / 1000 % 60, 2)
+    if with_ms:
+        text[20] = b"."
+        write_digits(text + 21, rest % 1000, 3)
+    text[11] = b"T"
+    text[14] = text[17] = b":"
+    text[size - 2] = b"Z"
+    text[0] = text[size - 1] = b'"'
+    return put(out, text, size)
 
 
 # --- profiles ------------------------------------------------------------------------------------------------------
@@ -308,3 +369,18 @@ def find(Store store not None, bytes primary not None):
     profile.primary = primary
     profile.found = store.open(primary)
     return profile
+
+
+# --- for tests and tools -------------------------------------------------------------------------------------------
+
+def render_record(const unsigned char[::1] record, bytes primary not None, Template template not None, tuple slots=(),
+                  uint64_t bytes_max=INT32_MAX):
+    """What a template makes of the record that was found under a primary id."""
+    cdef View view
+    cdef int code = open_record(&view, <const char*>&record[0] if record.shape[0] else NULL, record.shape[0],
+                                PyBytes_AS_STRING(primary), PyBytes_GET_SIZE(primary))
+    if code == RECORD_UNKNOWN_FORMAT:
+        raise FormatUnsupported("a record has an unknown format")
+    if code != RECORD_GOOD:
+        raise RecordDamaged("a record is damaged")
+    return render(&view, template, slots, bytes_max)

@@ -1,4 +1,5 @@
-"""Attacks the compiled code for a while: damaged records behind a right check, random bytes as text, broken JSON.
+"""Attacks the compiled code for a while: damaged records behind a right check, cut down and rendered by templates,
+random bytes as text, broken JSON.
 
 Every outcome must be an answer made of the record's own bytes, or a refusal by name. What else could happen only
 shows in a build that watches memory, so this is a script of its own, not one of pytest's tests:
@@ -25,10 +26,26 @@ from functools import partial
 
 import msgspec
 import pyarrow as pa  # type: ignore[import-untyped]
+import templates
 from strategies import TEXT, encoder_of, one_field, records_of, schema_of, shop_record, stream_of, value_in_msgpack
 
 from edgeprofile import _identifiers, _msgpack, _record, record
-from edgeprofile.errors import FormatUnsupported, RecordDamaged
+from edgeprofile._profile import (
+    CONSTANT,
+    IF_TRUE,
+    OBJECT,
+    RUN,
+    SLOT,
+    TIME_MS,
+    TIME_S,
+    VALUE,
+    Template,
+    render_record,
+)
+from edgeprofile._profile import (
+    TEXT as AS_TEXT,
+)
+from edgeprofile.errors import AnswerTooLarge, FormatUnsupported, RecordDamaged
 from edgeprofile.record import Kind, Record, Type
 
 Chance = random.Random
@@ -70,8 +87,10 @@ PIECES = [
 
 
 def grown_records() -> list[tuple[bytes, bytes]]:
-    """(primary id, record) of sound records: small, with a wide table, with ends of four bytes, without a field."""
+    """(primary id, record) of sound records: small, of JSON, with a wide table, with wide ends, without a field."""
     made = [(b"ann", shop_record())]
+    values = pa.array(['["a,]",null,[1],{"b":"\\\\"}]', '{"a":[1,"]"]}', "[]"])
+    made += [(b"id%d" % n, r) for n, r in enumerate(records_of(one_field(Type(Kind.JSON), values)))]
     for count, size in ((70, 1), (1100, 2), (130, 900)):
         names = [(f"f{n}", "audiences" if n > count // 2 else "attributes") for n in range(count)]
         encoder = _record.Encoder([n for n, _ in names], [TEXT] * (count + 1), count // 2 + 1, False, 0)
@@ -138,6 +157,42 @@ def attack_reader(sound: list[tuple[bytes, bytes]], chance: Chance) -> str:
     plain = outcome(lambda: Record(primary.decode(), damaged).project(runs, first_audience, with_audiences))
     assert compiled == plain, "the readers disagree about a damaged record"
     return "answers" if isinstance(compiled, bytes) else "refusals"
+
+
+def item_of(chance: Chance, first_nested: int) -> templates.Item:
+    """An item of any kind, of a field or of runs that the record may have or not."""
+    how = chance.choice([CONSTANT, SLOT, VALUE, VALUE, AS_TEXT, AS_TEXT, IF_TRUE, RUN, RUN, OBJECT, TIME_S, TIME_MS])
+    texts = [chance.choice([b"", b'"k":', b"x" * 40])] * chance.randrange(2)
+    if how == SLOT:
+        return how, chance.randrange(len(templates.SLOTS))
+    if how in (VALUE, AS_TEXT, IF_TRUE):
+        return how, chance.choice([0, 1, chance.randrange(-2, 8), chance.randrange(1200), first_nested]), *texts
+    if how not in (RUN, OBJECT):
+        return how, *texts
+    runs = []
+    for _ in range(chance.randrange(3)):
+        low, high = (0, first_nested) if chance.random() < 0.5 else (first_nested, first_nested + 600)
+        runs.append(tuple(sorted((chance.randint(low, high), chance.randint(low, high)))))
+    return how, runs, *texts
+
+
+def attack_templates(sound: list[tuple[bytes, bytes]], chance: Chance) -> str:
+    primary, found = chance.choice(sound)
+    damaged = damage(chance, primary, found)
+    first_nested = chance.choice([0, 1, 2, 4, 36, 66, 551, 5000])
+    items = [item_of(chance, first_nested) for _ in range(chance.randrange(5))]
+    template = Template(items, first_nested, chance.random() < 0.3)
+    bytes_max = chance.choice([1 << 31, chance.randrange(200)])
+    try:
+        text = outcome(lambda: render_record(bytearray(damaged), primary, template, templates.SLOTS, bytes_max))
+    except AnswerTooLarge:
+        return "too large"
+    if not isinstance(text, bytes):
+        return "refusals"
+    assert len(text) <= bytes_max
+    if len(items) == 1 and (items[0][0] == VALUE or (items[0][0] == RUN and len(items[0][1]) == 1)):
+        assert text.removeprefix(b"".join(items[0][2:])) in damaged, "a value is the record's own"
+    return "renderings"
 
 
 # --- the writer ----------------------------------------------------------------------------------------------------
@@ -245,7 +300,8 @@ def main(seconds: float, seed: int) -> None:
     while time.monotonic() < end:
         chance = Chance(f"{seed}/{rounds}")
         try:
-            attack = (attack_writer, partial(attack_reader, sound), attack_msgpack)[rounds % 3]
+            attacks = (attack_writer, partial(attack_reader, sound), attack_msgpack, partial(attack_templates, sound))
+            attack = attacks[rounds % 4]
             kind = attack(chance)
         except Exception:
             print(f"found with seed {seed} in round {rounds}", file=sys.stderr)

@@ -95,13 +95,26 @@ def write_raw(
     has_id: bool = True,
 ) -> snapshot.Manifest:
     """As `write_file`, of segments of blocks and of directories, in order, in which anything may stand."""
-    records, places = b"", []
-    for primary in sorted(primaries, key=str.encode):
-        found = record.encode(PROFILE, [TEXT], primary, [primary], 0)
-        places.append((primary.encode(), PLACE.pack(0, len(records), len(found))))
-        records += found
+    records = {primary: record.encode(PROFILE, [TEXT], primary, [primary], 0) for primary in primaries}
+    return write_records(folder, PROFILE, records, segments, directories, has_id=has_id)
+
+
+def write_records(
+    folder: Path,
+    schema: Schema,
+    records: dict[str, bytes],
+    segments: Sequence[bytes] = (),
+    directories: Sequence[tuple[bytes, bytes]] = (),
+    *,
+    has_id: bool = True,
+) -> snapshot.Manifest:
+    """As `write_raw`, of records by their primary ids, in which anything may stand too."""
+    content, places = b"", []
+    for primary in sorted(records, key=str.encode):
+        places.append((primary.encode(), PLACE.pack(0, len(content), len(records[primary]))))
+        content += records[primary]
     with Writer(folder / snapshot.PROFILES) as writer:
-        writer.add_segment(records, places)
+        writer.add_segment(content, places)
         for segment in segments:
             writer.add_events(segment, [])
         writer.add_events(b"", directories)
@@ -111,12 +124,12 @@ def write_raw(
         name=folder.name,
         sequence=1,
         previous=None,
-        schema=msgspec.to_builtins(PROFILE),
+        schema=msgspec.to_builtins(schema),
         profiles=len(places),
         identifiers={},
         segments=1,
         file_bytes=used_bytes,
-        record_bytes=len(records),
+        record_bytes=len(content),
         sha256="",
         content="",
         model="",
@@ -149,6 +162,13 @@ def store_of(
 ) -> Iterator[Store]:
     """An open snapshot that has these events and no others."""
     with opened(folder, write_file(folder, histories, block_events=block_events, has_id=has_id)) as store:
+        yield store
+
+
+@contextlib.contextmanager
+def store_of_records(folder: Path, schema: Schema, records: dict[str, bytes]) -> Iterator[Store]:
+    """An open snapshot of these records, by their primary ids, and without events."""
+    with opened(folder, write_records(folder, schema, records)) as store:
         yield store
 
 

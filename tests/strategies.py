@@ -145,6 +145,8 @@ def json_column(arrow_type: Any) -> Column:
     return Column(Type(Kind.JSON), values, lambda given: pa.array([v and v.decode() for v in given], arrow_type))
 
 
+# Those of PostgreSQL's numeric among them, which JSON has no number for.
+NUMBERS = st.integers(-(1 << 127), 1 << 128).map(str) | st.sampled_from(["-0.10", "NaN", "nan", "Infinity", "-inf"])
 DOUBLES = st.floats() | st.sampled_from([5e-324, -0.0, 0.1, 1e16, 1.7976931348623157e308, 2**53 + 2.0])
 LEAVES: list[st.SearchStrategy[Column]] = [
     st.just(plain(Kind.NULL, pa.null(), st.none())),
@@ -156,7 +158,7 @@ LEAVES: list[st.SearchStrategy[Column]] = [
     st.just(plain(Kind.DOUBLE, pa.float64(), DOUBLES)),
     st.integers(1, 38).flatmap(lambda p: st.builds(decimals, st.just(p), st.integers(0, p))),
     st.sampled_from([pa.utf8(), pa.large_utf8()]).map(lambda t: plain(Kind.TEXT, t, TEXTS)),
-    st.just(plain(Kind.NUMBER, pa.utf8(), st.integers(-(1 << 127), 1 << 128).map(str))),
+    st.just(plain(Kind.NUMBER, pa.utf8(), NUMBERS)),
     st.sampled_from([pa.utf8(), pa.large_utf8()]).map(json_column),
     st.sampled_from([pa.binary(), pa.large_binary()]).map(lambda t: plain(Kind.BINARY, t, st.binary(max_size=40))),
     st.just(moments(Kind.DATE, "", pa.date32(), -(1 << 31), (1 << 31) - 1)),

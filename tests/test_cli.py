@@ -22,14 +22,31 @@ from edgeprofile.loader.rows import REJECTS_LISTED
 
 MODEL = values("1, 'a@x', true", "2, 'b@x', false", "3, 'c@x', NULL", columns="id, email, vip")
 SLOW = "SELECT max(a.i + b.i) AS id FROM range(3000000) AS a(i), range(3000000) AS b(i)"
-COMMANDS = ["", "demo", "load", "serve", "keys", "keys create", "keys list", "keys revoke", "snapshots", "status"]
-COMMANDS += ["snapshots list", "snapshots verify", "snapshots rollback", "config", "config check"]
+COMMANDS = ["", "demo", "init", "load", "replicate", "serve", "keys", "keys create", "keys list", "keys revoke"]
+COMMANDS += [
+    "snapshots",
+    "status",
+    "snapshots list",
+    "snapshots verify",
+    "snapshots rollback",
+    "config",
+    "config check",
+]
 # Arguments, and what the line about them says.
 MISUSES = {
     "": "COMMAND",
     "fly": "'fly'",
+    "init --select customers": "--dbt",
+    "init --dbt none.json": "--select",
+    "init --dbt none.json --select customers": "none.json cannot be read",
     "load --fast": "--fast",
     "load --watch --force": "--force is for one load",
+    "replicate": "--to --from is required",
+    "replicate --to file:///a --from file:///b": "not allowed with",
+    "replicate --to file:///a --watch --force": "--force is for one copy",
+    "replicate --to file:///a --interval soon": "--interval takes a duration such as",
+    "replicate --from ftp://a": "an object store's URL begins with s3://",
+    "replicate --from file:///a --workspace nix": "there is no workspace nix; there are: shop",
     "keys": "COMMAND",
     "keys create": "--workspace",
     "keys create --workspace shop --scope admin": "'admin'",

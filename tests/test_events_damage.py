@@ -59,6 +59,10 @@ class Damaged:
     def turn(self, at: int, octets: bytes) -> None:
         os.pwrite(self.file, octets, at)
 
+    def close(self) -> None:
+        self.opening.__exit__(None, None, None)
+        os.close(self.file)
+
     def places(self) -> Iterator[int]:
         """Of every byte of the directory and the blocks."""
         at = self.content.index(self.directory)
@@ -73,8 +77,7 @@ class Damaged:
 def damaged(tmp_path: Path) -> Iterator[Damaged]:
     made = Damaged(tmp_path)
     yield made
-    made.opening.__exit__(None, None, None)
-    os.close(made.file)
+    made.close()
 
 
 def test_every_byte_of_directory_index_and_record_is_right_or_the_page_is_refused(damaged: Damaged) -> None:

@@ -16,7 +16,6 @@ from edgeprofile.settings import (
     WORKSPACES_MAX,
     Events,
     Identifier,
-    Insider,
     Limits,
     Loader,
     Profiles,
@@ -26,6 +25,7 @@ from edgeprofile.settings import (
     load,
     reference,
 )
+from edgeprofile.vendors import Insider
 
 SOURCE = 'source.url = "duckdb://"'
 PROFILES = 'profiles = { sql = "SELECT 1 AS id", id = "id" }'
@@ -33,8 +33,10 @@ SHOP = f"[workspaces.shop]\n{SOURCE}\n{PROFILES}\n"
 INSIDER = 'insider = { partner = "mybrand" }\n'
 EVENTS = 'events = { sql = "FROM events", profile = "id", name = "name", time = "at" }\n'
 MPARTICLE = 'mparticle = { org = "1", account = "2", workspace = "3", mpid = "id" }\n'
+BATCH = 'batch = { project = "project_1" }\n'
 # They name the primary id, so that they stand only where it is what it is in SHOP.
-DIALECTS = {"insider": INSIDER, "mparticle": MPARTICLE}
+INTILERY = 'intilery = { client = "c", account = "a", brand = "B" }\n'
+DIALECTS = {"insider": INSIDER, "mparticle": MPARTICLE, "intilery": INTILERY, "batch": BATCH}
 SECRET = "hunter2"
 
 Write = Callable[[str], None]
@@ -160,6 +162,26 @@ def test_a_duckdb_url_names_an_absolute_file_or_none(
     assert source.database == (Path(database.format(folder=tmp_path)) if database else None)
 
 
+@pytest.mark.parametrize(
+    ("url", "meant"),
+    [
+        (
+            "postgresql://me:${PASSWORD}@db:5433/shop?sslmode=require",
+            "postgresql://me:%40x@db:5433/shop?sslmode=require",
+        ),
+        ("Postgres:///shop?host=/run", "postgres:///shop?host=/run"),
+        ("snowflake://me:${PASSWORD}@acct/DB/SCHEMA?warehouse=W", "snowflake://me:%40x@acct/DB/SCHEMA?warehouse=W"),
+        ("bigquery://acme/shop?credentials=key.json", "bigquery://acme/shop?credentials=key.json"),
+        ("grpc+tls://me:${PASSWORD}@db:443", "grpc+tls://me:%40x@db:443"),
+    ],
+)
+def test_the_url_of_another_warehouse_stays_as_it_is_written(url: str, meant: str, write: Write) -> None:
+    write(f'[workspaces.shop]\nsource = {{ url = "{url}", timeout = "1m30s" }}\n{PROFILES}')
+    source = load(environ={"PASSWORD": "%40x"}).workspaces["shop"].source
+    assert (source.url, source.database, source.timeout_s) == (meant, None, 90.0)
+    assert repr(source) == f"Source(url='{source.scheme}://…')"
+
+
 def test_relative_paths_start_from_the_folder_of_the_settings_file(tmp_path: Path) -> None:
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf/model.sql").write_text("SELECT 2")
@@ -249,6 +271,7 @@ SAMPLES = {
     "workspaces.shop.keep": ("9", 9),
     "workspaces.shop.rejects_max": ("1", 1.0),
     "workspaces.shop.shrink_max": ("0.25", 0.25),
+    "workspaces.shop.source.timeout": ("1h30m", "1h30m"),
     "workspaces.shop.source.url": ("duckdb:////srv/x", "duckdb:////srv/x"),
     "workspaces.shop.profiles.sql": ("SELECT 3", "SELECT 3"),
     "workspaces.shop.profiles.id": ("key", "key"),
@@ -281,6 +304,19 @@ SAMPLES = {
     "workspaces.shop.mparticle.attribution": ("source", "source"),
     "workspaces.shop.mparticle.values_as_text": ("false", False),
     "workspaces.shop.mparticle.audience": ("https://api.example", "https://api.example"),
+    "workspaces.shop.intilery.client": ("acme", "acme"),
+    "workspaces.shop.intilery.account": ("marketing", "marketing"),
+    "workspaces.shop.intilery.brand": ("SHOP-1", "SHOP-1"),
+    "workspaces.shop.intilery.id_types": ('{"userId": "id"}', {"userId": "id"}),
+    "workspaces.shop.intilery.rate": ("50", 50.0),
+    "workspaces.shop.intilery.burst": ("2e3", 2000.0),
+    "workspaces.shop.intilery.created": ("since", "since"),
+    "workspaces.shop.intilery.created_by": ("author", "author"),
+    "workspaces.shop.intilery.source": ("channel", "channel"),
+    "workspaces.shop.intilery.received": ("came_in", "came_in"),
+    "workspaces.shop.batch.project": ("project_2", "project_2"),
+    "workspaces.shop.batch.custom_id": ("id", "id"),
+    "workspaces.shop.batch.request_bytes_max": ("1024", 1024),
 }
 NO_KEY = "expected a variable that names a key, found none"
 UNSERVED = {"server.tls_certificate", "server.tls_key", "server.tls_client_ca"}
@@ -364,7 +400,7 @@ def test_a_wrong_variable_is_named(variable: str, value: str, line: str, write: 
 # What is refused
 
 NAME = "expected a name of up to 63 of a-z, 0-9, _ and -, which starts with a letter or digit"
-ONLY_DUCKDB = "expected duckdb://, as this version loads DuckDB and files only (export to Parquet or query from DuckDB)"
+SCHEMES = "expected a URL of duckdb://, postgresql://, postgres://, snowflake://, bigquery://, grpc:// or grpc+tls://"
 URL_FORMS = "expected duckdb:///FILE, duckdb:////ABSOLUTE/FILE or duckdb:// alone, found another form"
 DURATION = 'expected a duration such as "30s", "5m" or "1h30m"'
 SIZE = 'expected a size such as "512MB" or "2GiB"'
@@ -441,6 +477,13 @@ IDENTIFIER = "expected a column or a table of column, unique, normalize"
         (profiles("id = 'a'\naudiences = ['b', 'b']"),
          "workspaces.shop.profiles.audiences: expected every column to be declared once, "
          'found "b", which audiences has already'),
+        (f"{SHOP}batch = {{}}", "workspaces.shop.batch.project: expected a project's key, project_…, found nothing"),
+        (f"{SHOP}batch.project = 'shop'",
+         'workspaces.shop.batch.project: expected a project\'s key, project_…, found "shop"'),
+        (f"{SHOP}batch = {{ project = 'project_1', custom_id = 'crm' }}",
+         'workspaces.shop.batch.custom_id: expected an identifier of the profiles (id), found "crm"'),
+        (f"{SHOP}batch = {{ project = 'project_1', request_bytes_max = 50331649 }}",
+         "workspaces.shop.batch.request_bytes_max: expected an integer from 1 to 50331648, found 50331649"),
         (f"{SHOP}refresh = '5 minutes'", f'workspaces.shop.refresh: {DURATION}, found "5 minutes"'),
         (f"{SHOP}refresh = '0s'", f'workspaces.shop.refresh: {DURATION}, found "0s"'),
         (f"{SHOP}refresh = ''", f'workspaces.shop.refresh: {DURATION}, found ""'),
@@ -468,6 +511,15 @@ IDENTIFIER = "expected a column or a table of column, unique, normalize"
             ("mpid", "user_identities = { a = ['id'] }, immutable = ['a'], mpid",
              'immutable: expected types of user_identities or device_identities, of one column each, found "a"'),
         ]),
+        *((f"{SHOP}{INTILERY}".replace('brand = "B"', more), f"workspaces.shop.intilery.{line}") for more, line in [
+            ('brand = "B/C"', 'brand: expected a name without /, for paths, found "B/C"'),
+            ("rate = 5", "brand: expected a name without /, for paths, found nothing"),
+            ('brand = "B", id_types = { email = "mail" }',
+             'id_types.email: expected an identifier of the profiles (id), found "mail"'),
+            ('brand = "B", burst = 99.5', "burst: expected a number of at least its rate (100), found 99.5"),
+            ('brand = "B", rate = 501', "burst: expected a number of at least its rate (501), found 500"),
+            ('brand = "B", rate = 0', "rate: expected a number from 0.001 to 1000000, found 0"),
+        ]),
         ("[a]\nb = @", "expected valid TOML, found a fault: Invalid value (at line 2, column 5)"),
         ("a = [1", "expected valid TOML, found a fault: Unclosed array (at end of document)"),
     ],
@@ -485,12 +537,12 @@ def test_there_are_as_many_workspaces_as_counters_for_them(write: Write) -> None
     assert str(fault()) == "edgeprofile.toml: workspaces: expected at most 1,000 workspaces, found 1,001"
 
 
-@pytest.mark.parametrize("table", ["batch", "deleted", "full_refresh"])
+@pytest.mark.parametrize("table", ["deleted", "full_refresh"])
 def test_what_this_version_lacks_is_an_unknown_key(table: str, write: Write) -> None:
     write(f"{SHOP}{table} = {{}}")
     error = fault()
     assert str(error) == f'edgeprofile.toml: workspaces.shop.{table}: expected a known key, found "{table}"'
-    known = "refresh, keep, rejects_max, shrink_max, source, profiles, events, insider, mparticle, intilery"
+    known = "refresh, keep, rejects_max, shrink_max, source, profiles, events, insider, mparticle, intilery, batch"
     assert error.hint == f"Known here: {known}."
 
 
@@ -532,23 +584,20 @@ def test_a_folder_and_a_file_of_bytes_are_no_settings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "found"),
     [
-        (f'"postgresql://me:{SECRET}@db/shop"', f'{ONLY_DUCKDB}, found the scheme "postgresql"'),
-        (f'"snowflake://me:{SECRET}@acct"', f'{ONLY_DUCKDB}, found the scheme "snowflake"'),
-        (f'"bigquery://{SECRET}"', f'{ONLY_DUCKDB}, found the scheme "bigquery"'),
-        (f'"mysql://me:{SECRET}@db/shop"', f'{ONLY_DUCKDB}, found the scheme "mysql"'),
-        (f'"me:{SECRET}@db://shop"', f"{ONLY_DUCKDB}, found no scheme"),
-        (f'"{SECRET}"', f"{ONLY_DUCKDB}, found no scheme"),
+        (f'"mysql://me:{SECRET}@db/shop"', f'{SCHEMES}, found the scheme "mysql"'),
+        (f'"me:{SECRET}@db://shop"', f"{SCHEMES}, found no scheme"),
+        (f'"{SECRET}"', f"{SCHEMES}, found no scheme"),
         (f'"duckdb://{SECRET}"', URL_FORMS),
         ('"duckdb:///"', URL_FORMS),
         (f'"duckdb:///{SECRET}/"', URL_FORMS),
         (f'["{SECRET}"]', "expected a URL such as duckdb:///FILE, found a list"),
-        ('"${URL}"', f'{ONLY_DUCKDB}, found the scheme "postgresql"'),
+        ('"${URL}"', f'{SCHEMES}, found the scheme "mysql"'),
         (f'"duckdb:///{SECRET}/${{GONE}}"', "expected the environment variable GONE to be set, found it unset"),
     ],
 )
 def test_a_wrong_url_is_not_shown_beyond_its_scheme(value: str, found: str, write: Write) -> None:
     write(f"[workspaces.shop]\nsource.url = {value}\n{PROFILES}")
-    error = fault({"URL": f"postgresql://me:{SECRET}@db/shop"})
+    error = fault({"URL": f"mysql://me:{SECRET}@db/shop"})
     assert str(error) == f"edgeprofile.toml: workspaces.shop.source.url: {found}"
     assert SECRET not in f"{error.hint}{error.__cause__}"
 

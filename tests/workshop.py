@@ -53,24 +53,23 @@ class Workshop:
         return self.home / snapshot.SNAPSHOTS
 
     def model(self, sql: str, /, *, url: str = "duckdb://", **keys: Any) -> Workshop:
-        """Writes the model and the settings. `keys` are those of `profiles`, of the workspace, or of the loader."""
+        """Writes the model and the settings. `keys` are those of `profiles`, `source`, the workspace or the loader."""
         (self.folder / "model.sql").write_text(sql, encoding="utf-8")
-        profiles = {"sql": "model.sql", "id": "id"}
+        loader: dict[str, Any] = {"threads": 2}
+        profiles: dict[str, Any] = {"sql": "model.sql", "id": "id"}
+        source: dict[str, Any] = {"url": url}
         workspace: dict[str, Any] = {}
-        loader = {"threads": 2}
+        tables = ((settings.Profiles, profiles), (settings.Source, source), (settings.Workspace, workspace))
         for key, value in keys.items():
-            if key in settings.Profiles.__struct_fields__:
-                profiles[key] = value
-            else:
-                (workspace if key in settings.Workspace.__struct_fields__ else loader)[key] = value
-        tables = {
+            next((table for kind, table in tables if key in kind.__struct_fields__), loader)[key] = value
+        written = {
             "loader": loader,
             f"workspaces.{NAME}": workspace,
-            f"workspaces.{NAME}.source": {"url": url},
+            f"workspaces.{NAME}.source": source,
             f"workspaces.{NAME}.profiles": profiles,
         }
         text = 'data_dir = "var"\n'
-        for table, values in tables.items():
+        for table, values in written.items():
             text += f"[{table}]\n" + "".join(f"{key} = {toml(value)}\n" for key, value in values.items())
         (self.folder / settings.FILE).write_text(text, encoding="utf-8")
         return self

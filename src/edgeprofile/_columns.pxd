@@ -25,6 +25,7 @@ cdef struct Column:
 
 cdef ArrowArrayStream* stream_of(object capsule) except NULL
 cdef int expect_columns(const ArrowSchema* schema, int64_t count) except -1
+cdef str reason(ArrowArrayStream* source)
 cdef object broken(ArrowArrayStream* source)
 cdef int fit(Column* column, const ArrowSchema* schema) except -1
 cdef int bind(Column* column, const ArrowArray* array) except -1

@@ -62,6 +62,7 @@ cdef class History:
     cdef uint32_t first(self, int64_t time_us, bint below) noexcept nogil
     cdef int seek(self, int64_t time_us, uint64_t passed) except -1
     cdef uint64_t same_before(self, size_t number, uint32_t at, int64_t time_us) except? 0
+    cdef int64_t time_before(self, size_t number, uint32_t at) except? -1
     cdef int open_event(self, uint32_t number, View* view) except -1
     cdef bint is_named(self, const View* view, Names names) except -1
     cdef object damaged(self)

@@ -1,7 +1,7 @@
 from collections.abc import Awaitable, Callable
 from typing import Any, final
 
-from edgeprofile._body import Reading
+from edgeprofile._body import Body, Reading
 from edgeprofile._limiter import SharedMap
 from edgeprofile._lookup import Lookup
 from edgeprofile._metrics import Recorder
@@ -50,6 +50,9 @@ class Front:
         send: Callable[[Any], Awaitable[None]],
     ) -> None:
         """Answers a surface's request in an event loop."""
+
+async def whole_body(receive: Callable[[], Awaitable[Any]], body: Body) -> bytes:
+    """Reads a body in an event loop. Raises BodyTooLarge, MalformedBody."""
 
 async def deliver(messages: list[Any], send: Callable[[Any], Awaitable[None]]) -> None:
     """Sends the messages of an answer as any ASGI server wants them."""

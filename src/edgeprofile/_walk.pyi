@@ -37,18 +37,24 @@ class Walk(History):
 
     @property
     def time_us(self) -> int:
-        """When the last event was that it came to."""
+        """When the event was that `next`, `page` or `look_at` came to last, of which `value` and `render` are too."""
 
     def next(self) -> bool:
         """Goes to the next event; False where there is none."""
 
     def skip(self, count: int) -> int:
-        """Passes so many events, or as many as there are, which it returns."""
+        """Passes so many events, or as many as there are, which it returns. Blocks of them are not even opened."""
 
     def position(self) -> _Place:
-        """The place behind the event that it came to last, which `go_to` goes to, also in a later snapshot."""
+        """The place behind the event that it came to last or passed, which `go_to` goes to, also in a later snapshot.
 
-    def go_to(self, time_us: int, passed: int) -> None: ...
+        It is the time of that event, and how many of that time, of whatever name, have been passed: what is added at
+        other times leaves it where it is.
+        """
+
+    def go_to(self, time_us: int, passed: int) -> None:
+        """Goes to a place; to the start for one before that."""
+
     def value(self, field: int) -> bytes | None:
         """The JSON value of a field of the event, by its number in EventsSchema.names; None where it lacks it."""
 
@@ -78,4 +84,4 @@ class Walk(History):
         """
 
     def look_at(self, number: int, at: int) -> None:
-        """Goes to an event by a place of `kinds`. Raises IndexError."""
+        """Opens an event by a place of `kinds`; `next` goes on where it was. Raises IndexError."""

@@ -6,6 +6,7 @@ EdgeprofileError                  anything below; has a `hint` for whoever must 
 ├── KeyFileError                  a file of keys cannot be used             exit status 1
 ├── ModelError                    the model cannot be served as it stands   exit status 1
 ├── SourceError                   the warehouse did not answer the model    exit status 1
+├── ObjectStoreError              the store of replicas did not do its part exit status 1
 ├── RefreshRefused                a guard would not let a result go out     exit status 1
 ├── InvalidChange                 the loader was asked for what it cannot read
 ├── StoreError                    what is on disk cannot be used            exit status 1
@@ -32,6 +33,7 @@ EdgeprofileError                  anything below; has a `hint` for whoever must 
     ├── AnswerTooLarge            413 answer_too_large
     ├── BodyTooLarge              413 body_too_large
     ├── UrlTooLong                414 url_too_long
+    ├── UnsupportedMediaType      415 unsupported_media_type
     ├── RateLimited               429 rate_limited
     ├── HeadersTooLarge           431 headers_too_large
     ├── InternalError             500 internal_error
@@ -44,7 +46,16 @@ The `detail` of an ApiError goes back to the caller who sent the value, and nowh
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar
+
+# Between the first quotation mark and the last may stand anything, even marks and line ends; a number may be a value.
+_VALUES = re.compile(r"""['"].*['"]|(?<![\w.])[-+]?\d[\w.+]*""", re.DOTALL)
+
+
+def without_values(text: str) -> str:
+    """What a warehouse says, without what it may have quoted of a row."""
+    return _VALUES.sub("…", text)
 
 
 class EdgeprofileError(Exception):
@@ -83,6 +94,10 @@ class ModelError(EdgeprofileError):
 
 class SourceError(EdgeprofileError):
     """The warehouse could not be reached, or refused or broke off the model."""
+
+
+class ObjectStoreError(EdgeprofileError):
+    """The object store by way of which snapshots are replicated could not be reached, or refused."""
 
 
 class RefreshRefused(EdgeprofileError):
@@ -197,11 +212,8 @@ class Unauthorized(ApiError):
 
     status, code, title = 401, "unauthorized", "Unauthorized"
 
-    def __init__(self) -> None:
-        super().__init__(
-            "A valid API key is required: Authorization: Bearer <key>.",
-            headers=[(b"www-authenticate", b"Bearer")],
-        )
+    def __init__(self, detail: str = "A valid API key is required: Authorization: Bearer <key>.") -> None:
+        super().__init__(detail, headers=[(b"www-authenticate", b"Bearer")])
 
 
 class Forbidden(ApiError):
@@ -278,6 +290,12 @@ class UrlTooLong(ApiError):
         super().__init__(f"Path and query together may have {bytes_max} bytes.")
 
 
+class UnsupportedMediaType(ApiError):
+    """The body is of a type or an encoding that the route does not read."""
+
+    status, code, title = 415, "unsupported_media_type", "Unsupported media type"
+
+
 class RateLimited(ApiError):
     """The key's buckets are empty; `retry_after_s` whole seconds from now one request will pass."""
 
@@ -323,6 +341,14 @@ class NotReady(ApiError):
 
 
 class LoaderUnavailable(ApiError):
-    """The loader, which writes, is not running."""
+    """The loader, which writes, is not running, or did not say that it wrote: the caller has to ask again."""
 
     status, code, title = 503, "loader_unavailable", "Loader unavailable"
+
+    def __init__(self, detail: str = "Nothing can be written right now.", retry_after_s: int = 5) -> None:
+        super().__init__(
+            f"{detail} Try again in {retry_after_s} s.",
+            members={"retry_after": retry_after_s},
+            headers=[(b"retry-after", b"%d" % retry_after_s)],
+        )
+        self.retry_after_s = retry_after_s

@@ -1,4 +1,5 @@
-"""Who may change a workspace: its one loader, for as long as it loads, and its one watcher, which has it loaded.
+"""Who may change a workspace: its one loader, while it loads; its one watcher, which has it loaded; and who may
+send it to replicas.
 
 Each holds a lock of the kernel's on a file with its pid in it. The lock goes with its process, however that ends; the
 pid is for people.
@@ -17,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 from edgeprofile.errors import LoaderBusy
 from edgeprofile.snapshot import make_folder
 
-LOADER, WATCHER = "loader.lock", "watch.lock"
+LOADER, WATCHER, SENDER = "loader.lock", "watch.lock", "replica.lock"
 # Who only asks whether a lock is held has it for a moment.
 TRIES, INTERVAL_S = 20, 0.05
 
@@ -40,6 +41,13 @@ def loading(home: Path) -> Iterator[None]:
 def watching(home: Path) -> Iterator[None]:
     """Makes this process the workspace's only watcher. Raises LoaderBusy where there is one already."""
     with _owned(home, WATCHER, "is being watched", "one watcher is enough: stop that one first"):
+        yield
+
+
+@contextlib.contextmanager
+def sending(home: Path) -> Iterator[None]:
+    """Makes this process the only one here that sends the workspace to replicas. Raises LoaderBusy otherwise."""
+    with _owned(home, SENDER, "is being sent", "one sender is enough: wait for it, or stop it"):
         yield
 
 

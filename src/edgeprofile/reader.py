@@ -18,6 +18,7 @@ record on its own would waste a fifth of the file, one of 2.1 KB half of it.
 from __future__ import annotations
 
 import struct
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -40,6 +41,7 @@ from edgeprofile.record import Schema, normalize
 T = TypeVar("T")
 LIB_VERSION = 0  # LMDB's file format 0.9
 KEY_BYTES_MAX = 511
+VERIFY_SECONDS_MAX = 600
 DATABASES = RECORDS, PROFILES, IDENTIFIERS, EVENTS, HISTORIES, ORIGINALS = (
     b"records",
     b"profiles",
@@ -280,8 +282,29 @@ def verify(folder: Path) -> snapshot.Manifest:
     return manifest
 
 
+def read_back(folder: Path, manifest: snapshot.Manifest) -> None:
+    """Opens and samples a build's file in a process of its own, as a worker will: a fault there must not end this one.
+
+    Raises SnapshotDamaged.
+    """
+    try:
+        done = subprocess.run(
+            # Without the current folder on the path, where a file of a customer's may be named like a module.
+            [sys.executable, "-P", "-m", "edgeprofile.reader", str(folder)],
+            input=msgspec.json.encode(manifest),
+            capture_output=True,
+            timeout=VERIFY_SECONDS_MAX,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise SnapshotDamaged(f"the snapshot could not be read back within {VERIFY_SECONDS_MAX} s") from None
+    if done.returncode != 0:
+        why = done.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1][:200]
+        raise SnapshotDamaged(f"the snapshot that was built cannot be read back: {why}")
+
+
 if __name__ == "__main__":
-    # The loader runs this in a process of its own before it publishes: what a worker is to open, another opened first.
+    # See read_back: what a worker is to open, another opened first.
     opened = Reader(Path(sys.argv[1]), msgspec.json.decode(sys.stdin.buffer.read(), type=snapshot.Manifest))
     opened.check_samples()
     opened.close()

@@ -219,6 +219,8 @@ def _scalar(kind: Kind, value: object) -> str:
             return _float32(value) if kind is Kind.FLOAT else json.dumps(value)
         case Decimal():
             return f"{value:f}"
+        case str() if kind is Kind.NUMBER and not value.removeprefix("-")[:1].isdecimal():
+            return "null"  # NaN and infinities, which JSON lacks
         case str():
             return json_text(value) if kind is Kind.TEXT else value
         case bytes() if kind is Kind.BINARY:

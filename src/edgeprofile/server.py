@@ -21,7 +21,7 @@ from granian.log import LogLevels
 from granian.server.common import AbstractServer
 from granian.server.embed import Server as EmbeddedServer
 
-from edgeprofile import signing
+from edgeprofile import gateway, signing
 from edgeprofile._front import Front
 from edgeprofile.api.admin import build_admin
 from edgeprofile.app import build_app, open_shared
@@ -109,11 +109,17 @@ def serve(settings: Settings) -> None:
     server.on_startup(lambda: signal.signal(signal.SIGHUP, server.signal_handler_interrupt))
     # Until a worker has handlers of its own, the main process's would swallow what tells it to end.
     os.register_at_fork(after_in_child=partial(signal.signal, signal.SIGTERM, signal.SIG_DFL))
+    # All are forked before the first has a thread to look after it.
+    keepers = []
+    if admin_port:
+        log.info("metrics on http://%s:%d/metrics", admin_host, admin_port)
+        admin = partial(_serve_admin, settings, admin_host, time.time(), server.workers)
+        keepers.append(Keeper("edgeprofile-adm", admin))
+    if gateway.served(settings):
+        keepers.append(Keeper("edgeprofile-gtw", partial(_serve_gateway, settings)))
     with contextlib.ExitStack() as running:
-        if admin_port:
-            log.info("metrics on http://%s:%d/metrics", admin_host, admin_port)
-            admin = partial(_serve_admin, settings, admin_host, time.time(), server.workers)
-            running.enter_context(Keeper("edgeprofile-adm", admin))
+        for keeper in keepers:
+            running.enter_context(keeper)
         server.serve(target_loader=partial(_load, settings), wrap_loader=False)
 
 
@@ -163,6 +169,15 @@ def _load(settings: Settings) -> Front:
         return front
     except Exception as error:
         log.error("the worker cannot start: %s", error)
+        sys.exit(1)
+
+
+def _serve_gateway(settings: Settings) -> None:
+    """Runs in the gateway's process, until that is told to end or is killed."""
+    try:
+        gateway.run(settings, open_shared(settings))
+    except Exception as error:
+        log.error("the gateway cannot serve: %s", error)
         sys.exit(1)
 
 

@@ -8,61 +8,47 @@ import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, TypeVar
 
-from msgspec import Meta, Struct, structs
+from msgspec import Struct, structs
 
 from edgeprofile.errors import SettingsError
+from edgeprofile.kinds import (
+    Bytes,
+    Column,
+    Count,
+    Duration,
+    Folder,
+    Header,
+    Kept,
+    Lower,
+    Name,
+    NotServed,
+    Parallel,
+    Port,
+    PortOrNone,
+    Rate,
+    Seconds,
+    Share,
+    Size,
+    Sql,
+    Switch,
+    Text,
+    Url,
+    seconds,
+)
 from edgeprofile.tables import Fault, Key, default_of, described, leaves, override, read_struct, read_text, shown
+from edgeprofile.vendors import Batch, Insider, Intilery, MParticle
 
+T = TypeVar("T")
 FILE = "edgeprofile.toml"
 # Each has a counter of its own in the shared file.
 WORKSPACES_MAX = 1_000
-DURATION_UNITS_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
-
-# Every number is bounded on both sides: TOML's nan and inf must not reach anybody's arithmetic.
-Port = Annotated[int, Meta(ge=1, le=65_535)]
-PortOrNone = Annotated[int, Meta(ge=0, le=65_535)]
-Count = Annotated[int, Meta(ge=0, le=1_024)]
-Kept = Annotated[int, Meta(ge=1, le=1_024)]
-Parallel = Annotated[int, Meta(ge=1, le=64)]
-Bytes = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-Rate = Annotated[float, Meta(ge=0.001, le=1_000_000)]
-Seconds = Annotated[float, Meta(ge=0, le=86_400)]
-Cost = Annotated[float, Meta(ge=0, le=1_000_000)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-# Every other type says itself what it expects.
-Switch = Annotated[bool, Meta(extra={"expected": "true or false"})]
-Folder = Annotated[Path, Meta(extra={"expected": "a path"})]
-Lower = Annotated[Literal["lower"], Meta(extra={"expected": '"lower"'})]
-Text = Annotated[str, Meta(min_length=1, extra={"expected": "text"})]
-Column = Annotated[str, Meta(min_length=1, extra={"expected": "a column"})]
-_COLUMNS = "a column or a list of columns"
-Columns = Annotated[Column | Annotated[tuple[Column, ...], Meta(min_length=1)], Meta(extra={"expected": _COLUMNS})]
-Sql = Annotated[str, Meta(min_length=1, extra={"expected": "SQL, or a path that ends in .sql"})]
-Url = Annotated[str, Meta(min_length=1, extra={"expected": "a URL such as duckdb:///FILE"})]
-Partner = Annotated[str, Meta(pattern=r"\A[a-z0-9._-]{1,64}\Z", extra={"expected": "a name in lower case"})]
-Segment = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._~-]{1,64}\Z", extra={"expected": "a name without /, for paths"})]
-Audience = Annotated[str, Meta(pattern=r"\A[!-~]{1,255}\Z", extra={"expected": "a URL, or a name without spaces"})]
-Header = Annotated[str, Meta(pattern=r"\A[\x20-\x7e]*\Z", extra={"expected": "text in printable ASCII"})]
-# So few digits that every duration fits the timers of the system.
-_DURATION = r"\A(?=.*[1-9])([0-9]{1,4}d)?([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?\Z"
-Duration = Annotated[str, Meta(pattern=_DURATION, extra={"expected": 'a duration such as "30s", "5m" or "1h30m"'})]
-_SIZE = r"(?i)\A(?=.*[1-9])[0-9]{1,15} ?([KMGT]I?)?B\Z"
-Size = Annotated[str, Meta(pattern=_SIZE, extra={"expected": 'a size such as "512MB" or "2GiB"'})]
-_NAME = "a name of up to 63 of a-z, 0-9, _ and -, which starts with a letter or digit"  # it names a folder too
-Name = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9_-]{0,62}\Z", extra={"expected": _NAME})]
-# Plaintext where the operator asked for TLS would be worse than not starting.
-NotServed = Annotated[None, Meta(extra={"expected": "nothing, as TLS is not served yet (terminate it in a proxy)"})]
-
+# The warehouses, by the schemes of their URLs.
+SCHEMES = ("duckdb", "postgresql", "postgres", "snowflake", "bigquery", "grpc", "grpc+tls")
 
 # The vendors whose APIs a workspace may be served by, each where its table stands.
-DIALECTS = ("insider", "mparticle", "intilery")
-
-
-def _seconds(duration: str) -> float:
-    parts = re.findall(r"([0-9]+)([dhms])", duration)
-    return float(sum(int(digits) * DURATION_UNITS_S[unit] for digits, unit in parts))
+DIALECTS = ("insider", "mparticle", "intilery", "batch")
 
 
 class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -113,7 +99,7 @@ class Loader(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def timeout_s(self) -> float:
-        return _seconds(self.timeout)
+        return seconds(self.timeout)
 
     @property
     def memory_limit_bytes(self) -> int:
@@ -128,9 +114,13 @@ class Loader(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Source(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The warehouse. After `load`, `url` has its variables filled in and its file is absolute."""
+    """The warehouse. After `load`, `url` has its variables filled in and its file is absolute.
+
+    `timeout` is for how long one that is not DuckDB may be silent.
+    """
 
     url: Url
+    timeout: Duration = "10m"
 
     def __repr__(self) -> str:
         return f"Source(url='{self.scheme}://…')"  # the rest may hold credentials, and reprs end up in logs
@@ -138,6 +128,10 @@ class Source(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def scheme(self) -> str:
         return self.url.partition("://")[0]
+
+    @property
+    def timeout_s(self) -> float:
+        return seconds(self.timeout)
 
     @property
     def database(self) -> Path | None:
@@ -199,102 +193,6 @@ def _declared_once(columns: list[tuple[str, Any]]) -> None:
             declared[column] = name
 
 
-class Insider(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Insider's user profile API. Their identifiers are found in our namespaces.
-
-    A request costs `base_cost` + `event_type_cost` for each type of event that it asks for, times `user_base_factor`.
-    """
-
-    partner: Partner
-    identifiers: dict[Text, Column] = {}
-    custom_identifiers: dict[Text, Column] = {}
-    quota_per_minute: Rate = 1000.0
-    base_cost: Cost = 1.0
-    event_type_cost: Cost = 0.5
-    user_base_factor: Cost = 1.0
-
-    @property
-    def namespaces(self) -> dict[Key, str]:
-        """The namespaces that it names, by the keys that do."""
-        return _values("identifiers", self.identifiers) | _values("custom_identifiers", self.custom_identifiers)
-
-
-class MParticle(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """mParticle's Profile API. `mpid` is the namespace of the 64-bit id; `created` and what follows it are columns."""
-
-    org: Segment
-    account: Segment
-    workspace: Segment
-    mpid: Column
-    user_identities: dict[Text, Columns] = {}
-    device_identities: dict[Text, Columns] = {}
-    immutable: tuple[Text, ...] = ()
-    created: Column | None = None
-    opted_out: Column | None = None
-    limit_ad_tracking: Column | None = None
-    attribution: Column | None = None
-    values_as_text: Switch = True
-    audience: Audience = "https://api.mparticle.com"
-
-    def __post_init__(self) -> None:
-        if self.org == "resolve":
-            raise Fault(("org",), "another name than that in the path of resolve", shown(self.org))
-        known = {**self.user_identities, **self.device_identities}
-        for kind in self.immutable:
-            if not isinstance(known.get(kind), str):
-                expected = "types of user_identities or device_identities, of one column each"
-                raise Fault(("immutable",), expected, shown(kind))
-
-    @property
-    def namespaces(self) -> dict[Key, str]:
-        """The namespaces that it names, by the keys that do."""
-        named: dict[Key, str] = {("mpid",): self.mpid}
-        for key in ("user_identities", "device_identities"):
-            for kind, columns in getattr(self, key).items():
-                one = isinstance(columns, str)
-                named |= {(key, kind): columns} if one else {(key, kind, at): each for at, each in enumerate(columns)}
-        return named
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """The columns of the model that it names, by the keys that do."""
-        keys = ("created", "opted_out", "limit_ad_tracking", "attribution")
-        return {key: column for key in keys if (column := getattr(self, key)) is not None}
-
-
-class Intilery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Intilery's Profiles API. Its `id_types` are found in our namespaces: without them, `id` and `userId` are the
-    primary id, and `email` the namespace of that name.
-
-    `created` and `created_by` are columns that only its metadata has, as `createdTime` and `createdBy`; `source` and
-    `received` are parameters of the events. Its limits take the place of [limits] for keys that carry none.
-    """
-
-    client: Segment
-    account: Segment
-    brand: Segment
-    id_types: dict[Text, Column] = {}
-    rate: Rate = 100.0
-    burst: Rate = 500.0
-    created: Column | None = None
-    created_by: Column | None = None
-    source: Column | None = None
-    received: Column | None = None
-
-    def __post_init__(self) -> None:
-        if self.burst < self.rate:
-            raise Fault(("burst",), f"a number of at least its rate ({self.rate:.15g})", f"{self.burst:.15g}")
-
-    @property
-    def namespaces(self) -> dict[Key, str]:
-        """The namespaces that it names, by the keys that do."""
-        return _values("id_types", self.id_types)
-
-
-def _values(name: str, table: Mapping[str, str]) -> dict[Key, str]:
-    return {(name, theirs): ours for theirs, ours in table.items()}
-
-
 class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One company's dataset. `keep` counts snapshots; the two shares are of rows and of profiles."""
 
@@ -309,6 +207,7 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     insider: Insider | None = None
     mparticle: MParticle | None = None
     intilery: Intilery | None = None
+    batch: Batch | None = None
 
     def __post_init__(self) -> None:
         known = [self.profiles.id, *(identifier.column for identifier in self.profiles.identifiers)]
@@ -327,11 +226,11 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def refresh_s(self) -> float:
-        return _seconds(self.refresh)
+        return seconds(self.refresh)
 
     @property
     def erase_within_s(self) -> float:
-        return _seconds(self.erase_within)
+        return seconds(self.erase_within)
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -344,6 +243,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     workspaces: dict[Name, Workspace] = {}
     file: Path = Path(FILE)
     folder: Path = Path()
+
+    def tables_of(self, vendor: type[T]) -> dict[str, T]:
+        """The tables of one vendor's API, by the workspaces that have it."""
+        found = {name: getattr(each, vendor.__name__.lower()) for name, each in self.workspaces.items()}
+        return {name: table for name, table in found.items() if isinstance(table, vendor)}
 
     def __post_init__(self) -> None:
         if len(self.workspaces) > WORKSPACES_MAX:
@@ -392,7 +296,8 @@ def _resolved(settings: Settings, file: Path, environ: Mapping[str, str]) -> Set
     workspaces = {}
     for name, workspace in settings.workspaces.items():
         key = ("workspaces", name)
-        source = Source(url=_url(workspace.source.url, (*key, "source", "url"), folder, environ))
+        url = _url(workspace.source.url, (*key, "source", "url"), folder, environ)
+        source = structs.replace(workspace.source, url=url)
         text = _text(workspace.profiles.sql, (*key, "profiles", "sql"), folder)
         profiles = structs.replace(workspace.profiles, text=text)
         events = workspace.events
@@ -411,9 +316,12 @@ def _url(url: str, key: Key, folder: Path, environ: Mapping[str, str]) -> str:
         raise Fault(key, f"the environment variable {error.args[0]} to be set", "it unset") from None
     parts = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", url, re.DOTALL)
     scheme, rest = parts.groups() if parts else ("", "")
-    if scheme.lower() != "duckdb":
-        expected = "duckdb://, as this version loads DuckDB and files only (export to Parquet or query from DuckDB)"
+    scheme = scheme.lower()
+    if scheme not in SCHEMES:
+        expected = f"a URL of {', '.join(f'{known}://' for known in SCHEMES[:-1])} or {SCHEMES[-1]}://"
         raise Fault(key, expected, f"the scheme {shown(scheme)}" if scheme else "no scheme")
+    if scheme != "duckdb":
+        return f"{scheme}://{rest}"
     if rest and (not rest.startswith("/") or rest.endswith("/")):
         raise Fault(key, "duckdb:///FILE, duckdb:////ABSOLUTE/FILE or duckdb:// alone", "another form")
     return f"duckdb:///{os.path.abspath(folder / rest[1:])}" if rest else "duckdb://"

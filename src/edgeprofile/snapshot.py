@@ -1,7 +1,7 @@
 """The files of a workspace: what each is called, and how a snapshot is published, found, pruned and rolled back.
 
     <home>/CURRENT                                       the name of the published snapshot, one line
-    <home>/loader.lock  watch.lock                       held by the one loader, and by the one watcher: see locks.py
+    <home>/loader.lock  watch.lock  replica.lock         held by the one loader, watcher and sender: see locks.py
     <home>/refresh.json                                  how the last refreshes ended: see outcomes.py
     <home>/updates.mdb  updates.mdb-lock                 what updates have said: see loader/overlay.py
     <home>/updates.lock                                  held by who changes the overlay and the live layer together
@@ -181,18 +181,23 @@ def read_manifest(folder: Path) -> Manifest:
         content = (folder / MANIFEST).read_bytes()
     except OSError as error:
         raise SnapshotDamaged(f"snapshot {folder.name}: no {MANIFEST} ({error.strerror})") from None
+    return parse_manifest(content, folder.name)
+
+
+def parse_manifest(content: bytes, name: str) -> Manifest:
+    """The manifest of the snapshot of that name. Raises SnapshotDamaged or FormatUnsupported."""
     try:
         version = msgspec.json.decode(content, type=dict[str, msgspec.Raw])["format"]
         if bytes(version) != b"%d" % MANIFEST_FORMAT:
             raise FormatUnsupported(
-                f"snapshot {folder.name} has format {bytes(version)[:20].decode()}; this build reads {MANIFEST_FORMAT}",
+                f"snapshot {name} has format {bytes(version)[:20].decode()}; this build reads {MANIFEST_FORMAT}",
                 hint="run the version of edgeprofile that wrote it, or load anew",
             )
         manifest = msgspec.json.decode(content, type=Manifest)
     except (msgspec.MsgspecError, KeyError, UnicodeDecodeError):
-        raise SnapshotDamaged(f"snapshot {folder.name}: {MANIFEST} is damaged") from None
-    if manifest.name != folder.name:
-        raise SnapshotDamaged(f"snapshot {folder.name}: {MANIFEST} is another snapshot's")
+        raise SnapshotDamaged(f"snapshot {name}: {MANIFEST} is damaged") from None
+    if manifest.name != name:
+        raise SnapshotDamaged(f"snapshot {name}: {MANIFEST} is another snapshot's")
     return manifest
 
 

@@ -53,7 +53,8 @@ def progress(stream: TextIO) -> Iterator[Report]:
                 bar.reset(task, total=total or None, description=stage, counts="")
             rate = done / max(time.monotonic() - began, 1e-3)
             # A total of 1 is a share: the bar says enough.
-            counts = f"{done:,.0f} of {total:,.0f}, {rate:,.0f}/s" if total > 1 else ""
+            of = f" of {total:,.0f}" if total else ""
+            counts = f"{done:,.0f}{of}, {rate:,.0f}/s" if done and total != 1 else ""
             bar.update(task, completed=done, total=total or None, counts=counts)
 
         yield report

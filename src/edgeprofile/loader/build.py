@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,7 +76,7 @@ def build(
     the rows, or of the events, is refused.
     """
     plan = models.plan
-    with source.reporting(lambda share: progress("model", share, 1)):
+    with source.reporting(partial(progress, "model")):
         rows = _materialise(source, models.sql, plan)
     fold.load_erased(source)
     _refuse(source, plan, fold)
@@ -109,9 +110,12 @@ def _materialise(source: Source, sql: str, plan: Plan) -> int:
     """Runs the model. Of rows with one primary id, the newest comes first."""
     updated = plan.updated or "CAST(NULL AS TIMESTAMP)"
     fields = "".join(f", {column} AS f{number}" for number, column in enumerate(plan.columns))
-    source.run(
-        f"CREATE TEMP TABLE rows AS SELECT {plan.key} AS key, {updated} AS updated{fields} FROM (\n{sql}\n) "
-        "ORDER BY key, updated DESC NULLS LAST"
+    source.materialise(
+        sql,
+        lambda rows: (
+            f"CREATE TEMP TABLE rows AS SELECT {plan.key} AS key, {updated} AS updated{fields} FROM {rows} "
+            "ORDER BY key, updated DESC NULLS LAST"
+        ),
     )
     return int(source.ask("SELECT count(*) FROM temp.rows")[0][0])
 

@@ -7,6 +7,7 @@ updates are put between them.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,7 +66,7 @@ def build_events(
     with source.running("the events' model"):
         made = Rows("events", "temp.events", "temp.refused_events", _listed(plan))
         progress("events: model", 0, 0)
-        with source.reporting(lambda share: progress("events: model", share, 1)):
+        with source.reporting(partial(progress, "events: model")):
             rows = _materialise(source, sql, plan)
         _refuse(source, plan, fold)
         check_refused(source, folder, [PROFILES, made], rows, rejects_max)
@@ -89,10 +90,13 @@ def _materialise(source: Source, sql: str, plan: EventsPlan) -> int:
         # To number the rows takes one thread, which is too dear where ids leave next to nothing to be ordered. They
         # have the binary order, whatever the collation of their column.
         place, last = ", NULL AS place", "CAST(f0 AS VARCHAR) COLLATE C NULLS FIRST, f1"
-    source.run(
-        "CREATE TEMP TABLE events AS SELECT * EXCLUDE (place) FROM ("
-        f"SELECT {plan.key} AS key, {plan.time} AS moment{fields}{place} FROM (\n{sql}\n)"
-        f") ORDER BY key, moment DESC, {last}"
+    source.materialise(
+        sql,
+        lambda rows: (
+            "CREATE TEMP TABLE events AS SELECT * EXCLUDE (place) FROM ("
+            f"SELECT {plan.key} AS key, {plan.time} AS moment{fields}{place} FROM {rows}"
+            f") ORDER BY key, moment DESC, {last}"
+        ),
     )
     return int(source.ask("SELECT count(*) FROM temp.events")[0][0])
 

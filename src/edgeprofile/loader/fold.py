@@ -207,8 +207,10 @@ class Fold:
 
     def _upto(self, last: bytes | None) -> Iterator[tuple[bytes, Profile]]:
         while self._next is not None and (last is None or self._next[0] <= last):
-            yield self._next
+            found = self._next
+            # Before it is given away: who takes a bounded piece of these does not come back here.
             self._next = next(self._pending, None)
+            yield found
 
     def _laid(
         self, batch: Batch, is_first: bool, entries: Entries, some: list[tuple[bytes, Profile]], number: int

@@ -14,12 +14,10 @@ from typing import Literal, NamedTuple
 
 from edgeprofile.errors import ModelError
 from edgeprofile.history import EventsSchema
-from edgeprofile.loader.source import Column, WarehouseType
 from edgeprofile.record import FIELDS_MAX, Field, Kind, Namespace, Schema, Section, Type
 from edgeprofile.settings import Events, Profiles
 
 RESERVED = ("_audiences", "_updated_at")
-IDENTIFIER_KINDS = (Kind.TEXT, Kind.INTEGER, Kind.NUMBER)
 _AS_IT_IS = {
     "boolean": Kind.BOOLEAN,
     **dict.fromkeys(["tinyint", "smallint", "integer", "bigint"], Kind.INTEGER),
@@ -37,9 +35,27 @@ _AS_IT_IS = {
 }
 _AS_TEXT = {
     **dict.fromkeys(["enum", "uuid", "bit", "interval", "time with time zone"], Kind.TEXT),
-    **dict.fromkeys(["hugeint", "uhugeint", "bignum"], Kind.NUMBER),
+    **dict.fromkeys(["hugeint", "uhugeint", "bignum", "numeric"], Kind.NUMBER),
     "json": Kind.JSON,
 }
+
+
+class WarehouseType(NamedTuple):
+    """A column's type: its id ("list"), its text ("INTEGER[]"), and what is inside with its name.
+
+    They are DuckDB's, and "numeric": a number of any digits, which comes as text.
+    """
+
+    id: str
+    text: str
+    children: tuple[tuple[str, WarehouseType], ...] = ()
+
+
+class Column(NamedTuple):
+    """A column of the model's result."""
+
+    name: str
+    type: WarehouseType
 
 
 class Shape(NamedTuple):
@@ -78,6 +94,16 @@ def shape(kind: WarehouseType) -> Shape:
         case "map" if not kind.children[0][1].children:
             return Shape(Type(Kind.MAP, (Type(Kind.TEXT), types[1])), f"MAP(VARCHAR, {inside[1][1].sql})")
     raise Unservable(kind.text)
+
+
+def identifies(kind: WarehouseType) -> bool:
+    """Whether a type may be an identifier's: text, integers, UUIDs. A DECIMAL without a scale is an integer."""
+    if kind.id == "decimal":
+        return kind.text.endswith(",0)")
+    try:
+        return kind.id != "numeric" and shape(kind).type.kind in (Kind.TEXT, Kind.INTEGER, Kind.NUMBER)
+    except Unservable:
+        return False
 
 
 def quoted(name: str) -> str:
@@ -198,13 +224,11 @@ def _check_declared(column: Column, key: str) -> Iterator[str]:
     if key == "time":
         yield from _check_moment(column, "events.time")
         return
-    what = "text" if key == "name" else "text, an integer or a UUID"
-    try:
-        kind = shape(column.type).type.kind
-    except Unservable:
-        kind = None
-    if kind not in ((Kind.TEXT,) if key == "name" else IDENTIFIER_KINDS):
-        yield f"column {column.name} (events.{key}): expected {what}, not {column.type.text}"
+    is_text = identifies(column.type) and shape(column.type).type.kind is Kind.TEXT
+    if key == "name" and not is_text:
+        yield f"column {column.name} (events.{key}): expected text, not {column.type.text}"
+    elif not identifies(column.type):
+        yield f"column {column.name} (events.{key}): expected text, an integer or a UUID, not {column.type.text}"
 
 
 def _key(column: str) -> str:
@@ -254,7 +278,7 @@ def _check(section: Section | Literal["params"], column: Column, problems: list[
     except Unservable as error:
         problems.append(f"column {column.name}: type {error} cannot be served: cast it in the model, to text or JSON")
         return nothing
-    if section == "identifiers" and found.type.kind not in IDENTIFIER_KINDS:
+    if section == "identifiers" and not identifies(column.type):
         problems.append(f"column {column.name}: an identifier is text, an integer or a UUID, not {column.type.text}")
     if section == "audiences" and found.type.kind is not Kind.BOOLEAN:
         problems.append(f"column {column.name}: an audience is BOOLEAN, not {column.type.text}")

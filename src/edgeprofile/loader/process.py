@@ -7,6 +7,7 @@ import ctypes
 import os
 import platform
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ IOPRIO_WHO_PROCESS, IOPRIO_IDLE = 1, 3 << 13
 PR_SET_PDEATHSIG = 1
 # Added to its share of the memory in thousandths, by which the kernel chooses whom it ends when there is no more.
 OOM_SCORE_ADJ = 500
+REPEATED_SECONDS = 1.0
 
 
 def be_gentle() -> None:
@@ -46,17 +48,21 @@ def end_with_parent(parent: int) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[AtStep]:
-    """SIGTERM and SIGINT raise KeyboardInterrupt within: the first of them, so that cleaning up is not interrupted too.
+    """SIGTERM and SIGINT raise KeyboardInterrupt within. Those that follow at once are one with the first, as where a
+    terminal and a supervisor both tell every process, so that cleaning up is not interrupted too; later ones are not.
 
     Gives what `refresh` is to call at its steps. Once the new snapshot is verified it is only a moment from being
     published, so that is finished, and the interrupt comes at the end.
     """
-    told = finishing = False
+    told_at: float | None = None
+    finishing = False
 
     def end(*_: object) -> None:
-        nonlocal told
-        first, told = not told, True
-        if first and not finishing:
+        nonlocal told_at
+        now = time.monotonic()
+        is_repeated = told_at is not None and now - told_at < REPEATED_SECONDS
+        told_at = told_at if is_repeated else now
+        if not is_repeated and not finishing:
             raise KeyboardInterrupt
 
     def at(step: str) -> None:
@@ -70,11 +76,11 @@ def interruptible() -> Iterator[AtStep]:
         yield at
     except Exception as error:
         # Some calls of DuckDB's turn what a handler raises into an error of their own.
-        if told:
+        if told_at is not None:
             raise KeyboardInterrupt from error
         raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    if told:
+    if told_at is not None:
         raise KeyboardInterrupt

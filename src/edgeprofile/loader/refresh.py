@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -27,19 +25,18 @@ from edgeprofile.loader.fold import Fold
 from edgeprofile.loader.following import erased_upto, follow, forget, void
 from edgeprofile.loader.model import EventsPlan, Plan, plan, plan_events
 from edgeprofile.loader.rows import Progress
-from edgeprofile.loader.source import Source
+from edgeprofile.loader.source import Source, open_source
 from edgeprofile.loader.writer import WriterError, store_error
 from edgeprofile.outcomes import Attempt, Outcome
+from edgeprofile.reader import read_back
 from edgeprofile.settings import Settings, Workspace
-
-VERIFY_SECONDS_MAX = 600
 
 
 def describe(settings: Settings, name: str) -> Models:
     """The plans of a workspace's models, without running them. Raises ModelError or SourceError."""
     workspace = settings.workspaces[name]
     scratch = snapshot.home(settings.data_dir, name) / snapshot.SCRATCH
-    with Source(workspace.source, settings.loader, settings.folder, scratch) as source:
+    with open_source(workspace.source, settings.loader, settings.folder, scratch) as source:
         return _models(source, workspace, {})
 
 
@@ -126,7 +123,7 @@ def _cycle(
     scratch = home / snapshot.SCRATCH
     with (
         Fold(home, scratch, served) as fold,
-        Source(workspace.source, settings.loader, settings.folder, scratch) as source,
+        open_source(workspace.source, settings.loader, settings.folder, scratch) as source,
     ):
         models = _models(source, workspace, _audience_ids(home))
         models = models._replace(plan=fold.over(models.plan))
@@ -150,7 +147,7 @@ def _cycle(
 
     void(home, fold.void, served)
     catch_up = partial(follow, home)
-    manifest = snapshot.publish(home, building, manifest_of, _verify_in_child, catch_up, built.pages_bytes, at)
+    manifest = snapshot.publish(home, building, manifest_of, read_back, catch_up, built.pages_bytes, at)
     _clean_up(home, workspace)
     return attempt.ended(
         "published",
@@ -258,24 +255,6 @@ def _manifest(
         updates=built.updates,
         made=built.made,
     )
-
-
-def _verify_in_child(folder: Path, manifest: snapshot.Manifest) -> None:
-    """Opens and samples the file in a process of its own, as a worker will: a fault there must not end this one."""
-    try:
-        done = subprocess.run(
-            # Without the current folder on the path, where a file of a customer's may be named like a module.
-            [sys.executable, "-P", "-m", "edgeprofile.reader", str(folder)],
-            input=msgspec.json.encode(manifest),
-            capture_output=True,
-            timeout=VERIFY_SECONDS_MAX,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise SnapshotDamaged(f"the snapshot could not be read back within {VERIFY_SECONDS_MAX} s") from None
-    if done.returncode != 0:
-        why = done.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1][:200]
-        raise SnapshotDamaged(f"the snapshot that was built cannot be read back: {why}")
 
 
 def _keep_rejects(building: Path, home: Path) -> None:

@@ -1,7 +1,8 @@
 """The warehouse: the one place that imports DuckDB.
 
 A `Source` runs each model once, into a temporary table sorted by primary id, and answers questions of that
-table. DuckDB keeps its memory under the limit by spilling to a folder of its own, which goes with it.
+table. DuckDB keeps its memory under the limit by spilling to a folder of its own, which goes with it. Where the
+warehouse is another, DuckDB reads what that sends.
 """
 
 from __future__ import annotations
@@ -11,36 +12,31 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import duckdb
 
-from edgeprofile.errors import DiskFull, EdgeprofileError, ModelError, SourceError
+from edgeprofile._relay import Relay
+from edgeprofile.errors import DiskFull, EdgeprofileError, ModelError, SourceError, without_values
+from edgeprofile.loader import postgres
+from edgeprofile.loader.model import Column, WarehouseType
 from edgeprofile.settings import Loader as LoaderSettings
 from edgeprofile.settings import Source as SourceSettings
 
 REPORT_INTERVAL_S = 0.2
 # A thread of DuckDB's sort holds some 100,000 rows at a time, however many there are; wide rows take this much.
 THREAD_BYTES = 512 * 1024 * 1024
-# Between the first quotation mark and the last may stand anything, even marks and line ends; a number may be a value.
-_VALUES = re.compile(r"""['"].*['"]|(?<![\w.])[-+]?\d[\w.+]*""", re.DOTALL)
+SENT = "sent"  # what DuckDB calls the rows that another warehouse sends
+
+Result = TypeVar("Result")
 
 
-class WarehouseType(NamedTuple):
-    """A column's type as DuckDB has it: its id ("list"), its text ("INTEGER[]"), and what is inside with its name."""
-
-    id: str
-    text: str
-    children: tuple[tuple[str, WarehouseType], ...] = ()
-
-
-class Column(NamedTuple):
-    """A column of the model's result."""
-
-    name: str
-    type: WarehouseType
+def open_source(source: SourceSettings, loader: LoaderSettings, folder: Path, scratch: Path) -> Source:
+    """The warehouse that `source.url` names. Raises SourceError."""
+    return (Source if source.scheme == "duckdb" else RemoteSource)(source, loader, folder, scratch)
 
 
 class Source:
@@ -86,17 +82,10 @@ class Source:
         """The model's SQL, one statement, without the semicolon that closes it and the comments behind that."""
         try:
             if len(self._connection.extract_statements(sql)) != 1:
-                raise ModelError([f"{self.model}'s SQL must be one SELECT statement"])
+                raise self._no_query()
         except duckdb.Error as error:
             raise ModelError([f"{self.model}'s SQL: {_first_line(error)}"]) from None
-        text = sql.encode()
-        end = len(text)
-        for offset, kind in reversed(duckdb.tokenize(sql)):
-            if text[offset : offset + 1] == b";":
-                end = offset
-            elif kind != duckdb.token_type.comment:
-                break
-        return text[:end].decode()
+        return _without_end(sql)
 
     def describe(self, sql: str) -> list[Column]:
         """The columns that the model yields, without running it."""
@@ -119,6 +108,14 @@ class Source:
         except RuntimeError as error:
             raise _interrupted(error) from None
 
+    def materialise(self, sql: str, statement: Callable[[str], str]) -> None:
+        """Runs the model once, inside of the statement, which is given what to call the model's rows behind FROM."""
+        self.run(statement(f"(\n{sql}\n)"))
+
+    def progress(self) -> tuple[float, float]:
+        """How far the running statement is, and of how much: a share of 1, or rows of an unknown number (0)."""
+        return max(self._connection.query_progress(), 0) / 100, 1
+
     def ask(self, sql: str) -> list[tuple[Any, ...]]:
         """Runs a query with a small answer."""
         try:
@@ -135,6 +132,9 @@ class Source:
         except duckdb.Error as error:
             raise _execution_error(error, self.model) from None
 
+    def _no_query(self) -> ModelError:
+        return ModelError([f"{self.model}'s SQL must be one SELECT statement"])
+
     @contextmanager
     def running(self, model: str) -> Iterator[None]:
         """What goes wrong meanwhile is said of this model."""
@@ -145,13 +145,13 @@ class Source:
             self.model = before
 
     @contextmanager
-    def reporting(self, report: Callable[[float], None]) -> Iterator[None]:
-        """Tells, five times a second from a thread, how far the running statement is: a share of 1."""
+    def reporting(self, report: Callable[[float, float], None]) -> Iterator[None]:
+        """Tells the `progress`, five times a second from a thread."""
         finished = threading.Event()
 
         def ask() -> None:
             while not finished.wait(REPORT_INTERVAL_S):
-                report(max(self._connection.query_progress(), 0) / 100)
+                report(*self.progress())
 
         thread = threading.Thread(target=ask, daemon=True)
         thread.start()
@@ -160,6 +160,100 @@ class Source:
         finally:
             finished.set()
             thread.join()
+
+
+class RemoteSource(Source):
+    """A warehouse that runs the models itself, and whose rows DuckDB reads as they come."""
+
+    def __init__(self, source: SourceSettings, loader: LoaderSettings, folder: Path, scratch: Path) -> None:
+        # Only here, so that a load from DuckDB needs no driver.
+        from edgeprofile.loader.adbc import Warehouse
+
+        self._warehouse = Warehouse(source, folder)
+        self._queries: dict[str, tuple[str, list[Column]]] = {}
+        self._relay: Relay | None = None
+        try:
+            super().__init__(source, loader, folder, scratch)
+        except BaseException:
+            self._warehouse.close()
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._warehouse.close()
+        super().__exit__(kind, error, at)
+
+    def statement(self, sql: str) -> str:
+        """As above. DuckDB knows the words of the other dialects well enough to find the end."""
+        text = _without_end(sql)
+        if all(kind == duckdb.token_type.comment for _, kind in duckdb.tokenize(text)):
+            raise self._no_query()
+        return text
+
+    def describe(self, sql: str) -> list[Column]:
+        query, known = self._query(sql)
+        try:
+            sent = self._pour(f"SELECT * FROM ({query}\n) AS model WHERE false LIMIT 0", self._sent, planning=True)
+        except duckdb.Error as error:
+            raise ModelError([f"{self.model}'s result cannot be read: {_first_line(error)}"]) from None
+        self._queries[sql] = query, sent
+        return [Column(name, type or found) for (name, found), type in zip_longest(sent, known)]
+
+    def materialise(self, sql: str, statement: Callable[[str], str]) -> None:
+        query, sent = self._queries[sql]
+
+        def read(relay: Relay) -> None:
+            self._relay = relay
+            if self._sent(relay) != sent:
+                raise SourceError(f"{self.model} gives other columns than it did a moment ago: load again")
+            self.run(statement(SENT))
+
+        try:
+            self._pour(query, read)
+        finally:
+            self._relay = None
+
+    def progress(self) -> tuple[float, float]:
+        relay = self._relay
+        return 0 if relay is None else relay.rows, 0
+
+    def _query(self, sql: str) -> tuple[str, list[WarehouseType | None]]:
+        """The SQL that the warehouse is asked, and the types that those of what arrives do not tell."""
+        if not self._warehouse.is_postgresql:
+            return sql, []
+        names = self._warehouse.names(sql, self.model)
+        if not names:
+            raise self._no_query()
+        types = self._pour(postgres.types_of(sql, len(names)), lambda _: self.ask(f"FROM {SENT}"), planning=True)
+        columns = [postgres.served(number, postgres.PostgresType(*fields)) for number, fields in enumerate(types)]
+        return postgres.wrapped(sql, names, columns), [column.type for column in columns]
+
+    def _sent(self, relay: Relay) -> list[Column]:
+        types = map(_warehouse_type, self._connection.sql(f"FROM {SENT}").types)
+        return [Column(name, type) for name, type in zip(relay.names, types, strict=True)]
+
+    def _pour(self, query: str, read: Callable[[Relay], Result], *, planning: bool = False) -> Result:
+        """What `read` makes of the rows that the warehouse sends, which DuckDB calls SENT meanwhile."""
+
+        def reading(relay: Relay) -> Result:
+            self._connection.register(SENT, relay)
+            try:
+                return read(relay)
+            finally:
+                self._connection.unregister(SENT)
+
+        return self._warehouse.pour(query, self.model, reading, self._connection.interrupt, planning=planning)
+
+
+def _without_end(sql: str) -> str:
+    """SQL without the semicolon that closes it and the comments behind that."""
+    text = sql.encode()
+    end = len(text)
+    for offset, kind in reversed(duckdb.tokenize(sql)):
+        if text[offset : offset + 1] == b";":
+            end = offset
+        elif kind != duckdb.token_type.comment:
+            break
+    return text[:end].decode()
 
 
 def _first_line(error: duckdb.Error) -> str:
@@ -186,7 +280,7 @@ def _execution_error(error: duckdb.Error, model: str) -> EdgeprofileError:
         )
     text = str(error)
     message = text.rpartition("\n\nLINE ")[0] or text  # without the place in the SQL
-    return SourceError(f"{model} could not be run: {_VALUES.sub('…', message)}".split("\n", 1)[0])
+    return SourceError(f"{model} could not be run: {without_values(message)}".split("\n", 1)[0])
 
 
 def _warehouse_type(kind: Any) -> WarehouseType:

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from edgeprofile import snapshot, wire
-from edgeprofile.errors import InvalidChange, StoreError
+from edgeprofile.errors import InvalidChange, NoSnapshot, StoreError
 from edgeprofile.loader.apply import LiveWriter
 from edgeprofile.loader.changes import Erasures, Updates, read
+from edgeprofile.loader.export_queue import ExportQueue
 from edgeprofile.wire import Broken, Message, Peer
 
 # Requests that wait for the thread, or are with it; more are told to come again.
@@ -31,13 +32,20 @@ log = logging.getLogger("edgeprofile")
 class UpdateServer:
     """Takes the updates of the workspace with this home, while the context lasts. Its process holds locks.watching.
 
-    `on_erasure` is called on the loop when profiles were erased, which brings `erasure_due_at` nearer.
+    `on_erasure` is called on the loop when profiles were erased, which brings `erasure_due_at` nearer. Exports are for
+    `exports` to take on.
     """
 
     def __init__(
-        self, home: Path, *, on_erasure: Callable[[], None] = lambda: None, at: snapshot.AtStep = snapshot.nothing
+        self,
+        home: Path,
+        *,
+        exports: ExportQueue,
+        on_erasure: Callable[[], None] = lambda: None,
+        at: snapshot.AtStep = snapshot.nothing,
     ) -> None:
         self._home = home
+        self._exports = exports
         self._writer = LiveWriter(home, at)
         self._on_erasure = on_erasure
         self._thread = ThreadPoolExecutor(1, "updates")
@@ -103,6 +111,8 @@ class UpdateServer:
             self._idle.discard(peer)
 
     async def _answer(self, request: Message) -> Message:
+        if request["op"] == "export":
+            return self._exports.take(request)
         operations: dict[str, Callable[[Message], Message]] = {
             "update": self._update,
             "erase": self._erase,
@@ -136,7 +146,9 @@ class UpdateServer:
         except InvalidChange as error:
             return _failed("invalid", str(error))
         except StoreError as error:
-            self._say(str(error))
+            # That there is no snapshot yet is what the refreshes tell.
+            if not isinstance(error, NoSnapshot):
+                self._say(str(error))
             return _failed("unavailable", str(error))
         except Exception as error:
             # Its text might hold a value.

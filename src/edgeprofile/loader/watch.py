@@ -21,12 +21,15 @@ import msgspec
 
 from edgeprofile import locks, outcomes, snapshot
 from edgeprofile.errors import EdgeprofileError
+from edgeprofile.loader.export_queue import ExportQueue
 from edgeprofile.loader.schedule import backoff_s, first_delay_s, next_delay_s
+from edgeprofile.loader.updates import UpdateServer
 from edgeprofile.outcomes import BUSY, Attempt, Outcome
 from edgeprofile.settings import Settings
 
 # Without the current folder on the path, where a file of a customer's may be named like a module.
 CHILD = (sys.executable, "-P", "-m", "edgeprofile.loader.child")
+EXPORTS_AT_ONCE = 1
 # Shorter than supervisors wait. What is killed then was sorting very many identifiers, which nothing interrupts.
 STOP_SECONDS_MAX = 8.0
 # What is said of a workspace beside how a refresh ended.
@@ -51,8 +54,8 @@ class Watcher:
     """All that runs in a watching process. At most `loader.parallel` workspaces are refreshed at once."""
 
     def __init__(self, settings: Settings, names: list[str], say: Say) -> None:
-        slots = asyncio.Semaphore(settings.loader.parallel)
-        self._watched = [Watched(settings, name, slots, say) for name in names]
+        slots, exporting = asyncio.Semaphore(settings.loader.parallel), asyncio.Semaphore(EXPORTS_AT_ONCE)
+        self._watched = [Watched(settings, name, slots, exporting, say) for name in names]
         self._stopping = asyncio.Event()
         self._on_terminal = sys.stdout.isatty()
 
@@ -65,7 +68,7 @@ class Watcher:
             loop.add_signal_handler(signal.SIGINT, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         async with asyncio.TaskGroup() as running:
-            tasks = [running.create_task(watched.keep_fresh()) for watched in self._watched]
+            tasks = [running.create_task(watched.run()) for watched in self._watched]
             await self._stopping.wait()
             # Once, however often it is told: another time would cut short what ends the refreshes.
             for task in tasks:
@@ -83,7 +86,9 @@ class Watcher:
 class Watched:
     """One workspace and its schedule. Setting `wake` refreshes it now, or at the end of the refresh that is running."""
 
-    def __init__(self, settings: Settings, name: str, slots: asyncio.Semaphore, say: Say) -> None:
+    def __init__(
+        self, settings: Settings, name: str, slots: asyncio.Semaphore, exporting: asyncio.Semaphore, say: Say
+    ) -> None:
         self.wake = asyncio.Event()
         self._name = name
         self._slots = slots
@@ -94,6 +99,14 @@ class Watched:
         self._timeout = settings.loader.timeout
         self._timeout_s = settings.loader.timeout_s
         self._command = (*CHILD, str(settings.file), name, str(os.getpid()))
+        self._exports = ExportQueue(self._home, exporting)
+        self._updates = UpdateServer(self._home, exports=self._exports)
+
+    async def run(self) -> None:
+        """Takes its updates, writes its exports and keeps it fresh, until it is cancelled."""
+        async with self._updates, asyncio.TaskGroup() as running:
+            running.create_task(self._exports.run())
+            await self.keep_fresh()
 
     async def keep_fresh(self) -> None:
         """Refreshes it by its cadence. Whatever becomes of a refresh, there is a next one."""
@@ -115,6 +128,7 @@ class Watched:
                 await self._sleep(delay_s)
                 delay_s = self._first_delay_s()
                 continue
+            await self._updates.refreshed()
             failures = 0 if outcome.outcome in (*outcomes.SUCCESSES, HELD) else failures + 1
             delay_s = next_delay_s(self._cadence_s, took_s, failures, random.random())
             self._tell(outcome, delay_s)
