@@ -83,7 +83,7 @@ print(*done, refused)
 
 def write(shop: Workshop, words: dict[str, str], at: snapshot.AtStep = snapshot.nothing) -> None:
     """One batch, which gives each of these profiles a word and an event of it."""
-    updates = [
+    updates: list[object] = [
         [primary, {"word": f'"{word}"'.encode()}, {}, {}, [[None, word[:9], 1_700_000_000_000_000, {}]]]
         for primary, word in words.items()
     ]

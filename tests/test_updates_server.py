@@ -9,6 +9,7 @@ import socket
 import stat
 import struct
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,8 +21,9 @@ from living import living
 from workshop import WAIT_SECONDS_MAX, Workshop
 
 from edgeprofile import locks, snapshot, wire
-from edgeprofile.errors import LoaderBusy, LoaderUnavailable
+from edgeprofile.errors import LoaderUnavailable
 from edgeprofile.loader.changes import UPDATES_MAX
+from edgeprofile.loader.export_queue import ExportQueue
 from edgeprofile.loader.updates import WAITING_MAX, UpdateServer
 
 ROWS = "SELECT i AS id, 'of the model' AS word FROM range(10) AS made(i)"
@@ -59,7 +61,9 @@ def served(shop: Workshop, test: Callable[[UpdateServer], Awaitable[None]], at: 
     """Runs a test beside a server of the workspace."""
 
     async def run() -> None:
-        async with asyncio.timeout(WAIT_SECONDS_MAX), UpdateServer(shop.home, at=at or snapshot.nothing) as server:
+        exports = ExportQueue(shop.home, asyncio.Semaphore(1))
+        server = UpdateServer(shop.home, exports=exports, at=at or snapshot.nothing)
+        async with asyncio.timeout(WAIT_SECONDS_MAX), server:
             await test(server)
 
     asyncio.run(run())
@@ -270,8 +274,114 @@ def test_without_a_snapshot_nothing_is_taken_until_there_is_one(tmp_path: Path) 
         assert (answer["code"], answer["message"]) == ("unavailable", "nothing is published yet")
         with pytest.raises(LoaderUnavailable):
             await ask(shop, {"op": "ping"})
-        assert await asyncio.to_thread(shop.run, "load") == (0, *(await asyncio.to_thread(ignored, shop))[1:])
+        assert (await asyncio.to_thread(shop.run, "load")).status == 0
         assert (await ask(shop, update("now", "1")))["ok"]
         assert words(shop)["1"] == "now"
+
+    served(shop, test)
+
+
+def test_the_socket_is_the_owners_alone_and_replaces_one_that_was_left_behind(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    shop = Workshop(deep).model(ROWS)
+    shop.load()
+    path = shop.home / wire.UPDATES
+    with socket.socket(socket.AF_UNIX) as killed, wire.address_of(path) as address:
+        killed.bind(address)
+
+    async def test(server: UpdateServer) -> None:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert (await ask(shop, update("deep", "1")))["ok"]
+
+    served(shop, test)
+    assert not path.exists()
+    assert words(shop)["1"] == "deep"
+
+
+def test_a_server_that_ends_finishes_its_batch_and_turns_the_others_away(shop: Workshop) -> None:
+    gate = Gate("overlay_written")
+    answers: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        exports = ExportQueue(shop.home, asyncio.Semaphore(1))
+        async with wire_server(shop, exports, gate) as waiting:
+            waiting.append(asyncio.create_task(told(shop, update("first", "1"))))
+            await gate.is_reached()
+            waiting.append(asyncio.create_task(told(shop, update("second", "1"))))
+            idle = asyncio.create_task(hold(shop))
+            waiting.append(asyncio.create_task(told(shop, {"op": "nothing"})))
+            await waiting[-1]  # so that those before it have been read
+            gate.through.set()
+        answers.extend([await task for task in waiting])
+        await idle
+
+    asyncio.run(run())
+    assert answers[0]["ok"]
+    assert answers[1]["ok"] or answers[1]["code"] == "unavailable"
+    assert words(shop)["1"] == ("second" if answers[1]["ok"] else "first")
+
+
+@asynccontextmanager
+async def wire_server(
+    shop: Workshop, exports: ExportQueue, at: snapshot.AtStep
+) -> AsyncIterator[list[asyncio.Task[dict[str, Any]]]]:
+    async with asyncio.timeout(WAIT_SECONDS_MAX), UpdateServer(shop.home, exports=exports, at=at):
+        yield []
+
+
+async def hold(shop: Workshop) -> None:
+    """A connection of somebody who has nothing to say."""
+    async with wire.connect(shop.home / wire.UPDATES) as peer:
+        with pytest.raises(wire.Broken):
+            await peer.receive_answer()
+
+
+def test_of_two_watchers_the_second_is_told_who_the_first_is(shop: Workshop) -> None:
+    with locks.watching(shop.home):
+        second = shop.run("load", "--watch")
+    assert second.status == 1
+    assert second.complaints == [f"edgeprofile: workspace shop is being watched by process {os.getpid()}"]
+
+
+def test_snapshots_that_another_process_publishes_are_followed_without_an_update_lost(shop: Workshop) -> None:
+    async def test(server: UpdateServer) -> None:
+        ended = asyncio.Event()
+
+        async def load() -> None:
+            for number in range(3):
+                shop.model(ROWS.replace("of the model", f"of model {number}"))
+                assert (await asyncio.to_thread(shop.run, "load")).status == 0
+                await server.refreshed()
+            ended.set()
+
+        loading = asyncio.create_task(load())
+        number = 0
+        async with wire.connect(shop.home / wire.UPDATES) as peer:
+            while not ended.is_set():
+                number += 1
+                await peer.send_frame(wire.frame(update(str(number), str(number % 5))))
+                assert (await peer.receive_answer())["ok"]
+        await loading
+        expected = {str(n): "of model 2" for n in range(5, 10)}
+        expected |= {str(n % 5): str(n) for n in range(number - 4, number + 1)}
+        assert words(shop) == expected
+
+    served(shop, test)
+
+
+def test_what_was_erased_is_due_before_the_time_for_it_is_over(shop: Workshop) -> None:
+    async def test(server: UpdateServer) -> None:
+        assert await server.erasure_due_at(3600) is None
+        began = time.time()
+        await ask(shop, {"op": "erase", "ids": ["1"]})
+        due_at = await server.erasure_due_at(3600)
+        assert due_at is not None
+        assert began + 3000 < due_at < time.time() + 3600
+        assert (await asyncio.to_thread(shop.run, "load")).status == 0
+        assert await server.erasure_due_at(3600) == due_at, "the snapshot before has it still"
+        shop.model(ROWS, keep=1)
+        assert (await asyncio.to_thread(shop.run, "load", "--force")).status == 0
+        assert await server.erasure_due_at(3600) is None
 
     served(shop, test)
