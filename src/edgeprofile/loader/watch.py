@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from edgeprofile import locks, outcomes, snapshot
+from edgeprofile import locks, notify, outcomes, snapshot
 from edgeprofile.errors import EdgeprofileError
 from edgeprofile.loader.export_queue import ExportQueue
 from edgeprofile.loader.overlay import DUE_AT_SHARE
@@ -69,9 +69,12 @@ class Watcher:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             loop.add_signal_handler(signal.SIGINT, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        notify.tell(notify.READY)
         async with asyncio.TaskGroup() as running:
             tasks = [running.create_task(watched.run()) for watched in self._watched]
+            tasks.append(running.create_task(_say_alive()))
             await self._stopping.wait()
+            notify.tell(notify.STOPPING)
             # Once, however often it is told: another time would cut short what ends the refreshes.
             for task in tasks:
                 task.cancel()
@@ -83,6 +86,13 @@ class Watcher:
             return
         for watched in self._watched:
             watched.wake.set()
+
+
+async def _say_alive() -> None:
+    """To the supervisor, as long as the loop turns. What a refresh does is another process, which has a limit."""
+    while (interval_s := notify.alive_interval_s()) is not None:
+        notify.tell(notify.ALIVE)
+        await asyncio.sleep(interval_s)
 
 
 class Watched:
