@@ -179,11 +179,17 @@ def test_a_client_that_went_without_a_word_is_looked_for(make_service: MakeServi
 # --- workers that die ----------------------------------------------------------------------------------------------
 
 
+def has_stopped(pid: int) -> bool:
+    states = [path.read_text().rsplit(") ", 1)[1][0] for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return set(states) == {"T"}
+
+
 def test_who_waits_for_a_worker_that_was_killed_is_answered_by_the_next(make_service: MakeService) -> None:
     service = make_service()
     service.start(ready=503)
     (victim,) = service.workers()
     os.kill(victim, signal.SIGSTOP)
+    until(lambda: has_stopped(victim), "it takes no connections any more")
     waiting = [service.connect() for _ in range(5)]
     for connection in waiting:
         connection.send(request("/livez"))

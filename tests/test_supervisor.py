@@ -170,6 +170,16 @@ def test_workers_that_do_not_come_to_life_are_tried_three_times(start: Callable[
     assert without_pids(main.notes("start")) == [f"start 0 {kind}"] * 3
 
 
+def test_the_end_comes_in_the_middle_of_a_change_too(start: Callable[..., Main]) -> None:
+    main = start(2)
+    until(lambda: len(main.pids("good")) == 2, "all are ready")
+    main.reload("stuck")
+    until(lambda: len(main.notes("start")) == 3, "a successor is on its way")
+    main.tell(signal.SIGTERM)
+    assert main.status() == 0
+    assert len(main.notes("end")) == 3
+
+
 def test_one_that_does_not_end_is_killed_and_the_end_is_a_good_one(start: Callable[..., Main]) -> None:
     main = start(2)
     until(lambda: len(main.pids("good")) == 2, "all are ready")

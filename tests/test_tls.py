@@ -253,13 +253,16 @@ def test_files_that_cannot_be_served_are_one_line_and_nothing_starts(
     (shop.folder / name).unlink()
     if wrong is not None:
         (shop.folder / name).write_bytes(wrong)
-    for command in (["serve"], ["config", "check"]):
-        ended = shop.run(*command, env={"EDGEPROFILE_SERVER__PORT": "18473", "EDGEPROFILE_SERVER__ADMIN_PORT": "0"})
-        assert ended.status == 2, ended
-        (complaint,) = ended.complaints
-        assert re.fullmatch(rf"edgeprofile: \S+/edgeprofile.toml: {line}", complaint)
+    ended = shop.run("serve", env={"EDGEPROFILE_SERVER__PORT": "18473", "EDGEPROFILE_SERVER__ADMIN_PORT": "0"})
+    assert ended.status == 2, ended
+    (complaint,) = ended.complaints
+    assert re.fullmatch(rf"edgeprofile: \S+/edgeprofile.toml: {line}", complaint)
     assert not (shop.folder / "var").exists()
 
 
-def test_settings_of_tls_that_can_be_served_are_good(shop: Workshop) -> None:
+def test_a_check_of_the_settings_looks_at_the_files_too(shop: Workshop) -> None:
     assert shop.run("config", "check").status == 0
+    (shop.folder / "server.key").unlink()
+    ended = shop.run("config", "check")
+    assert ended.status == 2
+    assert "server.tls_key" in ended.err

@@ -7,6 +7,7 @@ import contextlib
 import datetime as dt
 import errno
 import logging.config
+import multiprocessing
 import os
 import socket
 import sys
@@ -65,6 +66,7 @@ HTTP2 = HTTP2Settings(
     # A client that no longer answers to these is gone.
     keep_alive_interval=20_000,
     keep_alive_timeout=20,
+    max_concurrent_streams=100,
     max_headers_size=HEAD_BYTES_MAX,
 )
 
@@ -112,6 +114,8 @@ def serve(settings: Settings) -> None:
     port, admin_port = settings.server.port, settings.server.admin_port
     host = _free_address(settings.server.host, port, "server.port")
     admin_host = _free_address(settings.server.admin_host, admin_port, "server.admin_port") if admin_port else ""
+    # Workers get their sockets by being forked, which Python 3.14 does not do by default.
+    multiprocessing.set_start_method("fork", force=True)
     renewals = tls.Renewals(settings)
     setup = Setup(settings, tls.read(settings))
     # Opened here once, so that a folder that cannot be used is one line and not a crash of every worker.

@@ -107,6 +107,7 @@ class Slot:
         self.successor: Worker | None = None
         self.leaving: Worker | None = None
         self.short_lives = 0
+        self.start_at = 0.0
 
     @property
     def workers(self) -> list[Worker]:
@@ -190,7 +191,8 @@ class Supervisor:
             self._bury(slot, now)
             if self._status is None:
                 self._hand_over(slot, now)
-                slot.worker = slot.worker or self._start(slot, self._proven)
+                if slot.worker is None and now >= slot.start_at:
+                    slot.worker = self._start(slot, self._proven)
         if self._status is None:
             if now >= self._renew_at:
                 self._renew_at = now + TICK_S
@@ -203,6 +205,7 @@ class Supervisor:
         self._tell_supervisor(now)
 
     def _start(self, slot: Slot, setup: Setup) -> Worker | None:
+        slot.start_at = time.monotonic() + TICK_S  # the next time, where it fails
         pulse, beats = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             return Worker(setup, self._launch(setup, slot.number, beats), pulse)
@@ -247,6 +250,7 @@ class Supervisor:
         successor, worker = slot.successor, slot.worker
         if successor is None or worker is None or not successor.is_ready:
             return
+        log.info("worker %d takes over from %d", successor.process.pid, worker.process.pid)
         slot.leaving, slot.worker, slot.successor = worker, successor, None
         self._proven = successor.setup
         drain_s = worker.setup.settings.server.drain_seconds
@@ -257,7 +261,8 @@ class Supervisor:
         if now < self._replace_at or any(slot.is_changing for slot in self._slots):
             return
         for slot in self._slots:
-            if slot.worker is not None and slot.worker.is_ready and slot.worker.setup is not self._wanted:
+            outdated = slot.worker is not None and slot.worker.is_ready and slot.worker.setup is not self._wanted
+            if outdated and now >= slot.start_at:
                 slot.successor = self._start(slot, self._wanted)
                 return
 
