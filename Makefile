@@ -8,7 +8,10 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install
+INSTALL := bin/python -m pip --quiet --disable-pip-version-check install
+PIP := $(VENV)/$(INSTALL)
+LOCK = CUSTOM_COMPILE_COMMAND="make lock" $(VENV)/lock/bin/pip-compile --quiet $(ARGS) --generate-hashes --strip-extras \
+	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options
 # Recipes name the environment's programs without their folder, as cython-lint does pycodestyle.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 SHELL := bash
@@ -21,7 +24,7 @@ CYTHON := $(wildcard ext/*.pyx ext/*.pxd src/edgeprofile/*.pxd)
 COMPILED := $(patsubst ext/%.pyx,edgeprofile._%,$(wildcard ext/*.pyx))
 BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
 
-.PHONY: help run test lint bench build fuzz clean
+.PHONY: help run test lint bench build fuzz scan lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -56,6 +59,17 @@ fuzz: $(VENV)/test ## throw damaged records and files at the compiled code, buil
 	@cd build/asan && CC=gcc EDGEPROFILE_SANITIZE=1 python setup.py --quiet build_ext --inplace
 	@cd build/asan && export ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=src PYTHONMALLOC=malloc; for program in tests/fuzz_*.py; \
 		do LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" python $$program $(ARGS); done
+
+# In an environment of its own: sslyze wants an older version of what the service itself wants.
+scan: $(VENV)/test $(VENV)/built ## have sslyze look at the service's TLS
+	@test -x $(VENV)/sslyze/bin/sslyze || { $(PYTHON) -m venv $(VENV)/sslyze; $(VENV)/sslyze/$(INSTALL) sslyze; }
+	@python tests/scan_tls.py $(VENV)/sslyze/bin/sslyze
+
+# By the oldest Python that is supported, whose needs are those of the newer ones and more.
+lock: $(VENV)/made ## pin what the container installs, by hashes, in deploy/ (ARGS=--upgrade)
+	@test -x $(VENV)/lock/bin/pip-compile || { $(PYTHON) -m venv $(VENV)/lock; $(VENV)/lock/$(INSTALL) pip-tools; }
+	@$(LOCK) --output-file deploy/requirements.txt pyproject.toml
+	@$(LOCK) --only-build-deps --all-build-deps --allow-unsafe --output-file deploy/build-requirements.txt pyproject.toml
 
 clean: ## remove all that the other targets made, the demo's folder too
 	rm -rf $(VENV) build dist demo .hypothesis .mypy_cache .pytest_cache .ruff_cache src/*.egg-info src/edgeprofile/*.so

@@ -20,6 +20,19 @@ cdef enum:
     REQUEST_ID_BYTES_MAX = 128
 
 log = logging.getLogger("edgeprofile")
+# Whether this process is about to end, so that each answer is the last of its connection.
+cdef bint is_leaving = False
+
+
+def leave():
+    """From now on answers say that their connection ends with them; see the stub."""
+    global is_leaving
+    is_leaving = True
+
+
+cpdef bint ends_connection(scope) except -1:
+    """HTTP/2 has no such header: a connection of it is told so by the server itself, once that ends."""
+    return is_leaving and scope["http_version"] != "2"
 
 
 @cython.final
@@ -77,6 +90,8 @@ cdef class Exchange:
 
         Counted before that, so that who has an answer finds it counted.
         """
+        if self.is_last:
+            headers = [*headers, (b"connection", b"close")]
         if self.method == "HEAD" and status != 304:  # of which the length would be that of the whole answer
             headers = [*headers, (b"content-length", b"%d" % PyBytes_GET_SIZE(body))]
             body = b""
@@ -98,6 +113,7 @@ cdef Exchange begin(Recorder recorder, scope, send, uint64_t* ids):
     exchange.path = <bytes>scope["raw_path"]
     exchange.query = <bytes>scope["query_string"]
     exchange.sent_headers = <list>scope["headers"]
+    exchange.is_last = ends_connection(scope)
     sent = exchange.read_headers()
     if sent is not None and is_sane(sent):
         exchange.request_id = sent

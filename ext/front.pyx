@@ -26,6 +26,7 @@ from edgeprofile.errors import (
 cdef enum:
     URL_BYTES_MAX = 8192
     HEADERS_BYTES_MAX = 32768
+    HEADERS_MAX = 100  # as Granian has it for HTTP/1
 
 log = logging.getLogger("edgeprofile")
 
@@ -233,8 +234,8 @@ cdef inline bint is_without_body(Exchange exchange):
 
 
 cdef int check_sizes(Exchange exchange) except -1:
-    if exchange.headers_bytes > HEADERS_BYTES_MAX:
-        raise HeadersTooLarge(HEADERS_BYTES_MAX)
+    if exchange.headers_bytes > HEADERS_BYTES_MAX or len(exchange.sent_headers) > HEADERS_MAX:
+        raise HeadersTooLarge(HEADERS_BYTES_MAX, HEADERS_MAX)
     if PyBytes_GET_SIZE(exchange.path) + PyBytes_GET_SIZE(exchange.query) > URL_BYTES_MAX:
         raise UrlTooLong(URL_BYTES_MAX)
     return 0

@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -107,9 +108,11 @@ def chunked(asked: bytes, key: str | None, *headers: Header, chunk_bytes: int = 
 class Connection:
     """A keep-alive connection. Requests may be pipelined: `send` many, then `read` as many answers."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, context: ssl.SSLContext | None = None) -> None:
         self._socket = socket.create_connection((HOST, port), ANSWER_SECONDS_MAX)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if context is not None:
+            self._socket = context.wrap_socket(self._socket, server_hostname=HOST)
         self._file = self._socket.makefile("rb")
         self.port: int = self._socket.getsockname()[1]
 
@@ -145,6 +148,10 @@ class Connection:
         self.send(content)
         return self.read(is_head=content.startswith(b"HEAD "))
 
+    def is_to_continue(self) -> bool:
+        """Whether the server asks for the body of a request that expects it to."""
+        return self._file.readline().startswith(b"HTTP/1.1 100 ") and self._file.readline() == b"\r\n"
+
     def end(self) -> None:
         """Tells the server that no more is to come; its answers can still be read."""
         self._socket.shutdown(socket.SHUT_WR)
@@ -153,14 +160,18 @@ class Connection:
         """Whether the server closes the connection now, rather than waiting for more; sends nothing."""
         return self._file.read(1) == b""
 
+    def read_all(self) -> bytes:
+        """All that comes until the server closes the connection."""
+        return self._file.read()
+
     def close(self) -> None:
         self._file.close()
         self._socket.close()
 
 
-def exchange(port: int, content: bytes) -> Answer:
+def exchange(port: int, content: bytes, context: ssl.SSLContext | None = None) -> Answer:
     """Sends bytes over a connection of their own and reads one answer. Raises ConnectionError for none."""
-    with Connection(port) as connection:
+    with Connection(port, context) as connection:
         return connection.ask(content)
 
 
@@ -177,7 +188,8 @@ class Service:
     """A settings file and its data in `folder`, and, between `start` and `stop`, the processes that serve them.
 
     `spaces` has, by a workspace's name, what its [profiles] table declares; each reads the table `profiles` of the
-    file NAME.duckdb. `limits` are lines of the [limits] table. Only `with_admin` has it an admin listener.
+    file NAME.duckdb. `server` and `limits` are lines of the tables of these names. Its clients speak TLS by `context`,
+    if that is given. Only `with_admin` has it an admin listener.
     """
 
     def __init__(
@@ -187,25 +199,34 @@ class Service:
         *,
         workers: int = 1,
         limits: str = UNLIMITED,
+        server: str = "ready_delay_seconds = 0\ndrain_seconds = 5",
         with_admin: bool = False,
+        context: ssl.SSLContext | None = None,
     ) -> None:
         self.folder = folder
         self.port = free_port()
         self.admin_port = free_port() if with_admin else 0
         self.file = folder / "edgeprofile.toml"
         text = f'data_dir = "state"\n[server]\nport = {self.port}\nadmin_port = {self.admin_port}\n'
-        text += f"workers = {workers}\ndrain_seconds = 5\n"
+        text += f"workers = {workers}\n{server}\n"
         text += f"[limits]\n{limits}\n"
-        for name, declared in (spaces or {"shop": DECLARED}).items():
-            text += WORKSPACE.format(name=name, declared=declared)
         self.file.write_text(text, encoding="utf-8")
-        self.settings = settings.load(self.file, {})
+        for name, declared in (spaces or {"shop": DECLARED}).items():
+            self.add_workspace(name, declared)
         self.workers_wanted = workers
+        self.context = context
         self.secrets: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
+        self._is_released = False
 
     # Its state on disk.
+
+    def add_workspace(self, name: str, declared: str) -> None:
+        """Puts a workspace behind those in the settings; a service that runs has to be told."""
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(WORKSPACE.format(name=name, declared=declared))
+        self.settings = settings.load(self.file, {})
 
     def run_sql(self, sql: str, workspace: str = "shop") -> None:
         """Changes the warehouse."""
@@ -241,11 +262,11 @@ class Service:
 
     # Its processes.
 
-    def start(self, *, ready: int = 200) -> Service:
-        """Starts it and waits until /readyz answers `ready` and all workers run."""
+    def start(self, *, ready: int = 200, **options: Any) -> Service:
+        """Starts it and waits until /readyz answers `ready` and all workers run. `options` are those of Popen."""
         command = [sys.executable, "-m", "edgeprofile", "serve", "--config", str(self.file)]
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **options)
         # The admin listener first: until it has its name, it looks like a worker.
         until(lambda: not self.admin_port or self.admin(), "the admin listener is up")
         if any(workspace.batch for workspace in self.settings.workspaces.values()):
@@ -288,9 +309,9 @@ class Service:
             self._watcher.terminate()
             self._watcher.wait(STOP_SECONDS_MAX)
             self._watcher = None
-        if self._process is None:
-            return
         process, self._process = self._process, None
+        if process is None or self._is_released:
+            return
         process.send_signal(signal.SIGTERM)
         try:
             status = process.wait(STOP_SECONDS_MAX)
@@ -304,11 +325,17 @@ class Service:
         assert not [secret for secret in self.secrets if secret in log]
         assert status == 0, f"exit status {status}\n{log}"
 
+    @property
+    def pid(self) -> int:
+        """Its main process's."""
+        assert self._process is not None
+        return self._process.pid
+
     def release(self) -> subprocess.Popen[bytes]:
         """Hands its main process to a test that ends it itself."""
-        process, self._process = self._process, None
-        assert process is not None
-        return process
+        assert self._process is not None
+        self._is_released = True
+        return self._process
 
     @property
     def _log(self) -> Path:
@@ -321,7 +348,7 @@ class Service:
         assert self._process is not None
         assert self._process.poll() is None, self.log()
         try:
-            return exchange(self.port, request("/readyz")).status
+            return self.ask(request("/readyz")).status
         except ConnectionError:
             return 0
 
@@ -343,12 +370,19 @@ class Service:
     def _children(self) -> list[int]:
         """The main process's, whichever of its threads has started them."""
         assert self._process is not None
-        children = Path(f"/proc/{self._process.pid}/task").glob("*/children")
-        return [int(pid) for thread in children for pid in thread.read_text().split()]
+        children: list[int] = []
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            for thread in Path(f"/proc/{self._process.pid}/task").glob("*/children"):
+                children += map(int, thread.read_text().split())
+        return children
 
     def worker_of(self, connection: Connection) -> int | None:
         """The pid of the worker that holds the other end of a connection, None where that is no worker (yet)."""
-        ours = f":{self.port:04X} 0100007F:{connection.port:04X} "
+        return self.worker_at(connection.port)
+
+    def worker_at(self, port: int) -> int | None:
+        """The same of the connection that has this port at our end."""
+        ours = f":{self.port:04X} 0100007F:{port:04X} "
         table = Path("/proc/net/tcp").read_text().splitlines()
         inode = next((line.split()[9] for line in table if ours in line), None)
         for pid in self.workers():
@@ -361,7 +395,7 @@ class Service:
         return None
 
     def connect(self) -> Connection:
-        return Connection(self.port)
+        return Connection(self.port, self.context)
 
     def connect_to_each(self, connections_max: int = 400) -> list[Connection]:
         """One connection to each worker; the kernel deals them out, so it may take several tries."""
@@ -379,7 +413,7 @@ class Service:
     # Requests.
 
     def ask(self, content: bytes) -> Answer:
-        return exchange(self.port, content)
+        return exchange(self.port, content, self.context)
 
     def get(self, target: str, key: str | None = None, *headers: Header, method: str = "GET") -> Answer:
         return self.ask(request(target, key, *headers, method=method))

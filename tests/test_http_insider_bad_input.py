@@ -291,7 +291,7 @@ def many_names() -> list[dict[str, object]]:
 def test_headers_over_the_limit_are_refused_in_their_shape(insider: Service, token: str) -> None:
     headers = [(f"x-{n}", "y" * 1000) for n in range(33)]
     answer = post(insider, GOOD, token, "mybrand", ("Content-Type", "application/json"), *headers)
-    assert_refused(answer, 431, "All headers together may have 32768 bytes.")
+    assert_refused(answer, 431, "A request may have 100 headers, of 32768 bytes together.")
 
 
 # --- the service's own faults --------------------------------------------------------------------------------------

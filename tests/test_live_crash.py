@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from living import living
@@ -84,7 +83,7 @@ print(*done, refused)
 
 def write(shop: Workshop, words: dict[str, str], at: snapshot.AtStep = snapshot.nothing) -> None:
     """One batch, which gives each of these profiles a word and an event of it."""
-    updates: list[Any] = [
+    updates: list[object] = [
         [primary, {"word": f'"{word}"'.encode()}, {}, {}, [[None, word[:9], 1_700_000_000_000_000, {}]]]
         for primary, word in words.items()
     ]

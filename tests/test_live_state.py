@@ -9,12 +9,13 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -27,6 +28,7 @@ from edgeprofile._live import Live
 from edgeprofile._profile import find
 from edgeprofile._store import Store
 from edgeprofile.errors import ProfileNotFound
+from edgeprofile.loader import fold
 from edgeprofile.loader.apply import STEPS, LiveWriter
 from edgeprofile.loader.changes import Erasures, Updates, read
 from edgeprofile.loader.following import restore
@@ -145,7 +147,11 @@ class Oracle:
         return {name: value for name, value in found.items() if value is not None} | {"_audiences": audiences}
 
     def history(self, base: Base, primary: str) -> list[Event]:
-        return [] if self.profile(base, primary) is None else base.live.get(primary, base.histories.get(primary, []))
+        return [] if self.profile(base, primary) is None else self.there(base, primary)
+
+    def there(self, base: Base, primary: str) -> list[Event]:
+        own = [] if self.erased.get(primary, (0, True))[0] > base.folded else base.histories.get(primary, [])
+        return base.live.get(primary, own)
 
     # --- changes ---------------------------------------------------------------------------------------------------
 
@@ -167,8 +173,7 @@ class Oracle:
                 base.live[primary] = []
             elif said is not None:
                 new = [event for sequence, event in said.events if sequence > base.applied]
-                there = base.live.get(primary, base.histories.get(primary, []))
-                base.live[primary] = newest_first(there + new)
+                base.live[primary] = newest_first(self.there(base, primary) + new)
         base.applied = self.sequence
 
     def drop_void(self, base: Base) -> None:
@@ -537,6 +542,14 @@ def check_compiled(served: Living) -> None:
         assert json.loads(page.body())["events"] == served.events_of(primary)
         del found, page
     del store
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_pieces() -> Iterator[None]:
+    """So that what is folded is more than one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fold, "CHUNK_PROFILES", 2)
+        yield
 
 
 TestLiveState = LiveState.TestCase

@@ -255,8 +255,12 @@ SAMPLES = {
     "server.workers": ("4", 4),
     "server.admin_host": ("::1", "::1"),
     "server.admin_port": ("0", 0),
+    "server.tls_certificate": ("cert.pem", Path("cert.pem")),
+    "server.tls_key": ("key.pem", Path("key.pem")),
+    "server.tls_client_ca": ("ca.pem", Path("ca.pem")),
     "server.docs": ("false", False),
     "server.cache_control": ("no-store", "no-store"),
+    "server.ready_delay_seconds": ("0", 0.0),
     "server.drain_seconds": ("2.5", 2.5),
     "limits.rate": ("5", 5.0),
     "limits.burst_rate": ("5000", 5000.0),
@@ -323,16 +327,16 @@ SAMPLES = {
     "workspaces.shop.batch.request_bytes_max": ("1024", 1024),
 }
 NO_KEY = "expected a variable that names a key, found none"
-UNSERVED = {"server.tls_certificate", "server.tls_key", "server.tls_client_ca"}
+TLS = 'server.tls_certificate = "c"\nserver.tls_key = "k"\n'
 
 
 def test_every_key_of_the_reference_has_a_sample_here() -> None:
-    assert {key.replace("<name>", "shop") for key, _, _ in reference()} == SAMPLES.keys() | UNSERVED
+    assert {key.replace("<name>", "shop") for key, _, _ in reference()} == SAMPLES.keys()
 
 
 @pytest.mark.parametrize("key", SAMPLES)
 def test_a_variable_overrides_its_key(key: str, write: Write, tmp_path: Path) -> None:
-    write(SHOP + EVENTS + "".join(table for name, table in DIALECTS.items() if f".{name}." in key))
+    write(TLS + SHOP + EVENTS + "".join(table for name, table in DIALECTS.items() if f".{name}." in key))
     text, value = SAMPLES[key]
     variable = "EDGEPROFILE_" + key.upper().replace(".", "__")
     assert at(key)(load(environ={variable: text})) == (tmp_path / text if key == "data_dir" else value)
@@ -374,11 +378,7 @@ def test_variables_that_are_no_overrides_are_left_alone(write: Write) -> None:
         ("SERVER__DOCS", "maybe", 'server.docs: expected true or false, found "maybe"'),
         ("DATA_DIR", "", 'data_dir: expected a path, found ""'),
         ("LIMITS__BURST_RATE", "7", "limits.burst_rate: expected a number of at least limits.rate (500), found 7"),
-        (
-            "SERVER__TLS_KEY",
-            "key.pem",
-            'server.tls_key: expected nothing, as TLS is not served yet (terminate it in a proxy), found "key.pem"',
-        ),
+        ("SERVER__TLS_KEY", "", 'server.tls_key: expected a path, found ""'),
         (
             "WORKSPACES__SHOP__PROFILES__METRICS",
             '["a"',
@@ -435,10 +435,13 @@ IDENTIFIER = "expected a column or a table of column, unique, normalize"
         ('file = "x"', 'file: expected a known key, found "file"'),
         ("data_dir = 0", "data_dir: expected a path, found 0"),
         ('data_dir = ""', 'data_dir: expected a path, found ""'),
-        (
-            'server.tls_certificate = "cert.pem"',
-            "server.tls_certificate: expected nothing, as TLS is not served yet (terminate it in a proxy), "
-            'found "cert.pem"',
+        *(
+            (f'server.{set_} = "x"', f"server.{needed}: expected a path, as server.{set_} is set, found none")
+            for set_, needed in (
+                ("tls_certificate", "tls_key"),
+                ("tls_key", "tls_certificate"),
+                ("tls_client_ca", "tls_certificate"),
+            )
         ),
         ("limits.rate = 0", "limits.rate: expected a number from 0.001 to 1000000, found 0"),
         ("limits.rate = nan", "limits.rate: expected a number from 0.001 to 1000000, found NaN"),

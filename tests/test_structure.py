@@ -35,6 +35,11 @@ ALLOWED = {
     "keyfile": {"errors"},
     "keys": {"errors", "keyfile"},
     "signing": {"errors", "keyfile"},
+    "tls": {"errors", "settings"},
+    "notify": set[str](),
+    "life": {"_exchange"},
+    "reload": {"errors", "settings"},
+    "supervisor": {"life", "notify", "settings", "tls"},
     "limiter": set[str](),
     "dbt": {"errors", "kinds", "settings", "tables"},
     "starter": {"errors", "dbt"},
@@ -46,7 +51,7 @@ ALLOWED = {
 OWNERS = {
     "adbc_driver_manager": {"loader.adbc"},
     "duckdb": {"loader.source"},
-    "cryptography": {"signing"},
+    "cryptography": {"signing", "tls"},
     "granian": {"server"},
     "joserfc": {"signing"},
     "lmdb": {"reader", "loader.live", "loader.overlay", "loader.writer"},
@@ -57,6 +62,7 @@ OWNERS = {
 }
 # The servers' side, of which the loader knows nothing.
 SERVING = {"app", "api", "watch", "server", "keeper", "exposition", "_front", "_lookup", "_metrics"}
+SERVING |= {"life", "reload", "supervisor", "tls"}
 SURFACES = sorted(name for name in MODULES if name.startswith("api."))
 # All but what the dialects share.
 DIALECTS = set(SURFACES) - {"api.__init__", "api.dialect", "api.pages", "api.problems", "api.query"}

@@ -23,6 +23,7 @@ cdef class Exchange:
     cdef readonly bytes path, query  # as they were sent
     cdef object surface  # whose request it is; None for one of a single profile
     cdef uint64_t started_ns
+    cdef bint is_last
     # Headers that matter; None where they were not sent, or (accept) were sent on several lines.
     cdef bytes authorization, none_match, accept
     cdef int authorizations
@@ -31,6 +32,7 @@ cdef class Exchange:
     cdef int reply(self, int status, list headers, bytes body) except -1
 
 
+cpdef bint ends_connection(scope) except -1
 cdef Exchange begin(Recorder recorder, scope, send, uint64_t* ids)
 cpdef log_fault(bytes request_id, error)
 cdef bint split(const char* at, const char* end, Route* route) noexcept

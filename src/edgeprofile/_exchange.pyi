@@ -1,4 +1,4 @@
-from typing import final
+from typing import Any, final
 
 @final
 class Exchange:
@@ -17,6 +17,15 @@ class Exchange:
 
 def unescaped(segment: bytes) -> bytes:
     """A path's segment, percent-decoded once, which is UTF-8 and not empty. Raises MalformedPath."""
+
+def leave() -> None:
+    """From now on, in this process, answers over HTTP/1 carry `connection: close`.
+
+    A client that keeps a connection then opens another, which meets whoever goes on serving.
+    """
+
+def ends_connection(scope: Any) -> bool:
+    """Whether an answer to this request has to carry `connection: close`."""
 
 def log_fault(request_id: bytes, error: BaseException) -> None:
     """Logs where a request failed, without the error's message: it may quote what the request asked for."""

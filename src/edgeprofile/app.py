@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgeprofile import limiter, snapshot, vendors
+from edgeprofile._exchange import ends_connection
 from edgeprofile._front import Front
 from edgeprofile._gate import Gate
 from edgeprofile._limiter import SharedMap
@@ -25,6 +26,7 @@ from edgeprofile.api.problems import HANDLERS, problem
 from edgeprofile.api.tokens import PATH as TOKEN_PATH
 from edgeprofile.api.tokens import Tokens
 from edgeprofile.errors import ApiError, MalformedBody, RateLimited
+from edgeprofile.life import Life
 from edgeprofile.metrics import Counter, limited_slot, slots
 from edgeprofile.metrics import Surface as Counted
 from edgeprofile.settings import Settings
@@ -46,8 +48,9 @@ SHARED_MAP = "shared.map"
 SWITCH_INTERVAL_S = 0.0005
 
 
-def build_app(settings: Settings) -> Front:
+def build_app(settings: Settings, life: Life | None = None) -> Front:
     """The server of these settings. Its lifespan runs the watchers; without them nothing is ever opened."""
+    life = life or Life()
     shared = open_shared(settings)
     workspaces = {name: Workspace(name, limited_slot(number)) for number, name in enumerate(settings.workspaces)}
     gate = Gate(shared, verify=lambda token: keys.verify(token), limited=_limited)
@@ -58,7 +61,7 @@ def build_app(settings: Settings) -> Front:
         for name, workspace in workspaces.items()
     ]
     app = Starlette(
-        routes=native.routes(list(workspaces.values())),
+        routes=native.routes(list(workspaces.values()), life),
         exception_handlers=HANDLERS,
         lifespan=lambda _: _watching([Watcher(each) for each in watched]),
     )
@@ -98,9 +101,10 @@ def build_app(settings: Settings) -> Front:
         deferred_counter=Counter.LOOKUPS_DEFERRED,
         request_bytes_max=settings.limits.request_bytes_max,
     )
-    watched = [keys, *snapshots, BodyWatcher(front), ParentWatcher()]
+    watched = [keys, *snapshots, BodyWatcher(front), ParentWatcher(settings.server.drain_seconds)]
     if settings.signs:
         watched.append(SigningWatcher(settings.data_dir, signing))
+    watched.append(life)  # the last one, whose first poll says that all is ready
     return front
 
 
@@ -162,7 +166,10 @@ def _recorded(app: ASGIApp, recorder: Recorder) -> ASGIApp:
 
         async def noted(message: Message) -> None:
             nonlocal status
-            status = message.get("status", status)  # only the first message has one
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if ends_connection(scope):
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:

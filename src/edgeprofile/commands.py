@@ -220,7 +220,7 @@ def run_keys_revoke(arguments: Arguments) -> int:
 
 
 def run_keys_rotate_signing(arguments: Arguments) -> int:
-    # Imported here: of all commands, only this one and `serve` need cryptography.
+    # Imported here: of all commands, only this one, `serve` and `config check` need cryptography.
     from edgeprofile import signing
 
     *old, new = signing.rotate(_settings(arguments).data_dir, drop_old=arguments.drop_old)
@@ -281,9 +281,11 @@ def run_erased_restore(arguments: Arguments) -> int:
 
 
 def run_config_check(arguments: Arguments) -> int:
+    from edgeprofile import tls
     from edgeprofile.loader.refresh import describe
 
     settings = _settings(arguments)
+    tls.read(settings)
     worst = 0
     for name in settings.workspaces:
         try:

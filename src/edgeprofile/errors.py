@@ -310,12 +310,12 @@ class RateLimited(ApiError):
 
 
 class HeadersTooLarge(ApiError):
-    """Names and values of all headers together exceed 32 KB."""
+    """There are more than 100 headers, or their names and values together exceed 32 KB."""
 
     status, code, title = 431, "headers_too_large", "Headers too large"
 
-    def __init__(self, bytes_max: int) -> None:
-        super().__init__(f"All headers together may have {bytes_max} bytes.")
+    def __init__(self, bytes_max: int, headers_max: int) -> None:
+        super().__init__(f"A request may have {headers_max} headers, of {bytes_max} bytes together.")
 
 
 class InternalError(ApiError):
@@ -328,13 +328,13 @@ class InternalError(ApiError):
 
 
 class NotReady(ApiError):
-    """The workspace has no snapshot yet."""
+    """The workspace has no snapshot yet, or the server is about to end; the detail says which."""
 
     status, code, title = 503, "not_ready", "Not ready"
 
-    def __init__(self) -> None:
+    def __init__(self, detail: str = "No snapshot is being served yet. Try again shortly.") -> None:
         super().__init__(
-            "No snapshot is being served yet. Try again shortly.",
+            detail,
             members={"retry_after": 1},
             headers=[(b"retry-after", b"1")],
         )

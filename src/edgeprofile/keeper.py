@@ -31,6 +31,7 @@ class Keeper(threading.Thread):
     def __init__(self, name: str, work: Callable[[], None]) -> None:
         super().__init__(name=name, daemon=True)
         self._work = work
+        self._is_renewed = False
         self._ending = threading.Event()
         self._process = self._forked()  # the first one before there is any thread
 
@@ -45,6 +46,12 @@ class Keeper(threading.Thread):
             self._process.kill()
             self.join(KILL_INTERVAL_S)
 
+    def renew(self, work: Callable[[], None]) -> None:
+        """Has another process do this work in the place of the one that there is."""
+        self._work = work
+        self._is_renewed = True
+        self._process.kill()
+
     def run(self) -> None:
         """Waits for the process's end, and starts another."""
         while True:
@@ -56,9 +63,11 @@ class Keeper(threading.Thread):
                 # Some supervisors tell every process of a service to end, and not the first alone.
                 log.info("%s was told to end", self.name)
                 return
-            log.error("%s ended with status %s and is started again", self.name, status)
-            if self._ending.wait(RESTART_INTERVAL_S):
+            if not self._is_renewed:
+                log.error("%s ended with status %s and is started again", self.name, status)
+            if self._ending.wait(0 if self._is_renewed else RESTART_INTERVAL_S):
                 return
+            self._is_renewed = False
             self._process = self._forked()
 
     def _forked(self) -> ForkProcess:

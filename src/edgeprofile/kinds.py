@@ -25,7 +25,7 @@ Cost = Annotated[float, Meta(ge=0, le=1_000_000)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 # Every other type says itself what it expects.
 Switch = Annotated[bool, Meta(extra={"expected": "true or false"})]
-Folder = Annotated[Path, Meta(extra={"expected": "a path"})]
+FilePath = Annotated[Path, Meta(extra={"expected": "a path"})]
 Lower = Annotated[Literal["lower"], Meta(extra={"expected": '"lower"'})]
 Text = Annotated[str, Meta(min_length=1, extra={"expected": "text"})]
 Column = Annotated[str, Meta(min_length=1, extra={"expected": "a column"})]
@@ -47,8 +47,6 @@ _SIZE = r"(?i)\A(?=.*[1-9])[0-9]{1,15} ?([KMGT]I?)?B\Z"
 Size = Annotated[str, Meta(pattern=_SIZE, extra={"expected": 'a size such as "512MB" or "2GiB"'})]
 _NAME = "a name of up to 63 of a-z, 0-9, _ and -, which starts with a letter or digit"  # it names a folder too
 Name = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9_-]{0,62}\Z", extra={"expected": _NAME})]
-# Plaintext where the operator asked for TLS would be worse than not starting.
-NotServed = Annotated[None, Meta(extra={"expected": "nothing, as TLS is not served yet (terminate it in a proxy)"})]
 
 
 def seconds(duration: str) -> float:

@@ -4,34 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
 import errno
 import logging.config
+import multiprocessing
 import os
-import signal
 import socket
 import sys
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from granian import Granian, loops
-from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes
-from granian.http import HTTP1Settings
+from granian._granian import SocketHolder
+from granian.constants import HTTPModes, Interfaces, Loops, RuntimeModes, SSLProtocols
+from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
-from granian.server.common import AbstractServer
 from granian.server.embed import Server as EmbeddedServer
 
-from edgeprofile import gateway, signing
+from edgeprofile import gateway, signing, tls
 from edgeprofile._front import Front
 from edgeprofile.api.admin import build_admin
 from edgeprofile.app import build_app, open_shared
-from edgeprofile.errors import UsageError
+from edgeprofile.errors import EdgeprofileError, UsageError
 from edgeprofile.exposition import Exposition
 from edgeprofile.keeper import Keeper
+from edgeprofile.life import Life
 from edgeprofile.loop import Loop, make_loop
+from edgeprofile.reload import reread
 from edgeprofile.settings import Settings
+from edgeprofile.supervisor import Setup, Supervisor
 
 PORTS_TRIED = 20
+BACKLOG = 4096
+KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 30, 10, 3
 HOSTS = "set server.host and server.admin_host to addresses of this machine"
 loops.register(Loops.auto.value)(make_loop)
 
@@ -47,11 +55,19 @@ LOGGING: dict[str, Any] = {
         "_granian": {"level": "WARNING"},
     },
 }
+HEAD_BYTES_MAX = 40 * 1024
 HTTP1 = HTTP1Settings(
     # A header that takes longer than this is a slow client's, or an attack.
     header_read_timeout=10_000,
     # 8 KB of URL and 32 KB of headers: more is answered 431 by Granian, before any of our code.
-    max_buffer_size=40 * 1024,
+    max_buffer_size=HEAD_BYTES_MAX,
+)
+HTTP2 = HTTP2Settings(
+    # A client that no longer answers to these is gone.
+    keep_alive_interval=20_000,
+    keep_alive_timeout=20,
+    max_concurrent_streams=100,
+    max_headers_size=HEAD_BYTES_MAX,
 )
 
 log = logging.getLogger("edgeprofile")
@@ -93,34 +109,117 @@ def address_of(host: str) -> str:
 def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then lets requests in flight finish for `drain_seconds` at most.
 
-    Raises SystemExit(1) where workers die as fast as they are started.
+    Raises SettingsError where TLS cannot be served, and SystemExit(1) where workers end as fast as they are started.
     """
     port, admin_port = settings.server.port, settings.server.admin_port
     host = _free_address(settings.server.host, port, "server.port")
     admin_host = _free_address(settings.server.admin_host, admin_port, "server.admin_port") if admin_port else ""
+    # Workers get their sockets by being forked, which Python 3.14 does not do by default.
+    multiprocessing.set_start_method("fork", force=True)
+    renewals = tls.Renewals(settings)
+    setup = Setup(settings, tls.read(settings))
     # Opened here once, so that a folder that cannot be used is one line and not a crash of every worker.
     open_shared(settings).clear_counters()
     if settings.signs:
         signing.ensure(settings.data_dir)
     logging.config.dictConfig(LOGGING)
-    server = granian(settings)
-    log.info("serving on http://%s:%d with %d workers", host, port, server.workers)
-    # Granian starts its workers anew on SIGHUP; a terminal that was closed means that it is over.
-    server.on_startup(lambda: signal.signal(signal.SIGHUP, server.signal_handler_interrupt))
-    # Until a worker has handlers of its own, the main process's would swallow what tells it to end.
-    os.register_at_fork(after_in_child=partial(signal.signal, signal.SIGTERM, signal.SIG_DFL))
-    # All are forked before the first has a thread to look after it.
-    keepers = []
+    workers = settings.server.workers or os.cpu_count() or 1
+    listeners = [listen(host, port) for _ in range(workers)]
+    scheme = "http" if setup.identity is None else "https"
+    log.info("serving on %s://%s:%d with %d workers", scheme, host, port, workers)
+    _say_expiry(setup.identity)
+    started_at = time.time()
     if admin_port:
         log.info("metrics on http://%s:%d/metrics", admin_host, admin_port)
-        admin = partial(_serve_admin, settings, admin_host, time.time(), server.workers)
-        keepers.append(Keeper("edgeprofile-adm", admin))
-    if gateway.served(settings):
-        keepers.append(Keeper("edgeprofile-gtw", partial(_serve_gateway, settings)))
+
+    # All are forked before the first has a thread to look after it.
+    keepers = {name: Keeper(name, work) for name, work in _works(settings, admin_host, started_at, listeners)}
+
+    def reload(old: Setup) -> Setup:
+        new = _reread(old)
+        if new is not old:
+            for name, work in _works(new.settings, admin_host, started_at, listeners):
+                if name in keepers:
+                    keepers[name].renew(work)
+        return new
+
+    def renew(old: Setup) -> Setup:
+        return _reidentified(old) if renewals.poll(old.settings) else old
+
     with contextlib.ExitStack() as running:
-        for keeper in keepers:
+        for keeper in keepers.values():
             running.enter_context(keeper)
-        server.serve(target_loader=partial(_load, settings), wrap_loader=False)
+        status = Supervisor(setup, listeners, partial(_launch, listeners), reload=reload, renew=renew).run()
+    if status:
+        sys.exit(status)
+
+
+def _works(
+    settings: Settings, admin_host: str, started_at: float, listeners: list[socket.socket]
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """What is done beside the workers, each in a process of its own."""
+    if settings.server.admin_port:
+        yield "edgeprofile-adm", partial(_serve_admin, settings, admin_host, started_at, listeners)
+    if gateway.served(settings):
+        yield "edgeprofile-gtw", partial(_serve_gateway, settings, listeners)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket, one of several that share the port: the kernel deals connections out among them."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    # Connections have these of it. A client that went without a word is found out: over years, they would add up.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+    listener.bind((host, port))
+    listener.listen(BACKLOG)
+    return listener
+
+
+def _reread(old: Setup) -> Setup:
+    """The settings as they are now; the old ones where they have not changed, or cannot be served."""
+    try:
+        settings = reread(old.settings)
+        identity = tls.read(settings)
+        if settings.signs:
+            signing.ensure(settings.data_dir)
+    except EdgeprofileError as error:
+        log.error("the settings stay as they were: %s", error)
+        return old
+    if settings == old.settings and _is_same(identity, old.identity):
+        log.info("the settings have not changed")
+        return old
+    log.info("the settings have changed: workers are replaced one by one")
+    return Setup(settings, identity)
+
+
+def _reidentified(old: Setup) -> Setup:
+    """The same, with the certificate that is there now."""
+    try:
+        identity = tls.read(old.settings)
+    except EdgeprofileError as error:
+        log.error("the certificate stays as it was: %s", error)
+        return old
+    if _is_same(identity, old.identity):
+        return old
+    log.info("the certificate was renewed: workers are replaced one by one")
+    _say_expiry(identity)
+    return old._replace(identity=identity)
+
+
+def _is_same(one: tls.Identity | None, other: tls.Identity | None) -> bool:
+    return (one and one.content) == (other and other.content)
+
+
+def _say_expiry(identity: tls.Identity | None) -> None:
+    if identity is not None:
+        is_over = identity.expires_at <= dt.datetime.now(dt.UTC)
+        level, verb = (logging.WARNING, "was") if is_over else (logging.INFO, "is")
+        log.log(level, "the certificate %s good until %s", verb, f"{identity.expires_at:%Y-%m-%d %H:%M:%S} UTC")
 
 
 def _free_address(host: str, port: int, setting: str) -> str:
@@ -130,40 +229,57 @@ def _free_address(host: str, port: int, setting: str) -> str:
     return address
 
 
-def granian(settings: Settings) -> AbstractServer[Any]:
+def granian(settings: Settings, identity: tls.Identity | None = None) -> Any:
     """Granian with the options of these settings; what it serves is said to its `serve`."""
-    return Granian(
+    server: Any = Granian(
         "edgeprofile",
         address=address_of(settings.server.host),
         port=settings.server.port,
         interface=Interfaces.ASGI,
         workers=settings.server.workers or os.cpu_count() or 1,
-        # HTTP/1 alone is a shorter way through Granian than telling the versions apart; a proxy that speaks
-        # HTTP/2 to callers speaks HTTP/1.1 to us.
-        http=HTTPModes.http1,
+        # HTTP/1 alone is a shorter way through Granian than telling the versions apart. Without TLS nobody speaks
+        # HTTP/2: a proxy that does so to callers speaks HTTP/1.1 to us.
+        http=HTTPModes.http1 if identity is None else HTTPModes.auto,
         websockets=False,
         # A worker has one thread for its connections: telling it so costs less than a pool of one.
         runtime_mode=RuntimeModes.st,
         loop=Loops.auto,
-        backlog=4096,
+        backlog=BACKLOG,
         # Each worker's queue of accepted requests; a lookup takes microseconds, so it never fills for long.
         backpressure=4096,
         http1_settings=HTTP1,
-        # A worker that was killed is replaced at once; one that dies again and again ends the service with status
-        # 1, which tells the supervisor.
-        respawn_failed_workers=True,
-        respawn_interval=0.1,
-        workers_kill_timeout=max(1, round(settings.server.drain_seconds)),
+        http2_settings=HTTP2,
         log_dictconfig=LOGGING,
         log_level=LogLevels.warning,
     )
+    if identity is not None:
+        # Not by its parameters, which follow links: these lead to files that have no names.
+        files = identity.certificate_file, identity.key_file
+        client_ca = identity.client_ca_file
+        server.ssl_ctx = (True, *files, None, str(SSLProtocols.tls12), client_ca, [], client_ca is not None)
+    return server
 
 
-def _load(settings: Settings) -> Front:
+def _launch(listeners: list[socket.socket], setup: Setup, number: int, pulse: int) -> BaseProcess:
+    """Starts a worker. Granian's own main process would have each listen by itself, and replace them all at once."""
+    server = granian(setup.settings, setup.identity)
+    server._ssp = server._sso = None
+    holder: Any = SocketHolder  # which takes more than Granian's stub has
+    server._shd = holder(listeners[number].fileno(), False, BACKLOG)
+    load = partial(_load, setup.settings, listeners, number, pulse)
+    process: BaseProcess = server._spawn_worker(number, server._spawn_asgi_lifespan_worker, load).inner
+    process.start()
+    return process
+
+
+def _load(settings: Settings, listeners: list[socket.socket], number: int, pulse: int) -> Front:
     """Runs in each worker."""
     try:
         loop = asyncio.get_event_loop()
-        front = build_app(settings)
+        _close(listeners[:number] + listeners[number + 1 :])
+        life = Life(listeners[number].fileno(), pulse)
+        life.heed(loop)
+        front = build_app(settings, life)
         if isinstance(loop, Loop):
             loop.front = front
         return front
@@ -172,19 +288,27 @@ def _load(settings: Settings) -> Front:
         sys.exit(1)
 
 
-def _serve_gateway(settings: Settings) -> None:
+def _serve_gateway(settings: Settings, listeners: list[socket.socket]) -> None:
     """Runs in the gateway's process, until that is told to end or is killed."""
     try:
+        _close(listeners)
         gateway.run(settings, open_shared(settings))
     except Exception as error:
         log.error("the gateway cannot serve: %s", error)
         sys.exit(1)
 
 
-def _serve_admin(settings: Settings, host: str, started_at: float, workers: int) -> None:
+def _close(listeners: list[socket.socket]) -> None:
+    """In a process that was forked: what it does not listen to must not seem to be listened to when others end."""
+    for listener in listeners:
+        listener.close()
+
+
+def _serve_admin(settings: Settings, host: str, started_at: float, listeners: list[socket.socket]) -> None:
     """Runs in the admin listener's process, until that is killed."""
     try:
-        app = build_admin(Exposition(settings, open_shared(settings), started_at, workers))
+        _close(listeners)
+        app = build_admin(Exposition(settings, open_shared(settings), started_at, workers=len(listeners)))
         server = EmbeddedServer(
             app,
             address=host,

@@ -18,12 +18,11 @@ from edgeprofile.kinds import (
     Column,
     Count,
     Duration,
-    Folder,
+    FilePath,
     Header,
     Kept,
     Lower,
     Name,
-    NotServed,
     Parallel,
     Port,
     PortOrNone,
@@ -52,23 +51,32 @@ DIALECTS = ("insider", "mparticle", "intilery", "batch")
 
 
 class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where and how the workers listen. `workers` 0 is one a core; `admin_port` 0 is no admin listener."""
+    """Where and how the workers listen. `workers` 0 is one a core; `admin_port` 0 is no admin listener.
+
+    With a certificate and its key they speak TLS, with `tls_client_ca` to clients of that authority's only.
+    """
 
     host: Text = "127.0.0.1"
     port: Port = 8000
     workers: Count = 1
     admin_host: Text = "127.0.0.1"
     admin_port: PortOrNone = 8001
-    tls_certificate: NotServed = None
-    tls_key: NotServed = None
-    tls_client_ca: NotServed = None
+    tls_certificate: FilePath | None = None
+    tls_key: FilePath | None = None
+    tls_client_ca: FilePath | None = None
     docs: Switch = True
     cache_control: Header = "private, no-cache"
+    ready_delay_seconds: Seconds = 1.0
     drain_seconds: Seconds = 10.0
 
     def __post_init__(self) -> None:
         if self.admin_port == self.port:
             raise Fault(("admin_port",), "another port than server.port", str(self.port))
+        # Plaintext where the operator asked for TLS would be worse than not starting.
+        needs = {"tls_certificate": "tls_key", "tls_key": "tls_certificate", "tls_client_ca": "tls_certificate"}
+        for name, other in needs.items():
+            if getattr(self, name) is not None and getattr(self, other) is None:
+                raise Fault((other,), f"a path, as server.{name} is set", "none")
 
 
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -243,7 +251,7 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All settings. After `load`, `data_dir`, `file` (read from) and `folder` (its parent) are absolute."""
 
-    data_dir: Folder = Path("var/edgeprofile")
+    data_dir: FilePath = Path("var/edgeprofile")
     server: Server = Server()
     limits: Limits = Limits()
     loader: Loader = Loader()

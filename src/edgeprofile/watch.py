@@ -25,6 +25,7 @@ from edgeprofile._store import Store, Workspace, take_unheld
 from edgeprofile.errors import EdgeprofileError, KeyFileError, NoSnapshot, SnapshotDamaged, StoreError
 from edgeprofile.keyfile import KeyFile, Row
 from edgeprofile.keys import Key, KeyTable
+from edgeprofile.life import Life
 from edgeprofile.metrics import Counter
 from edgeprofile.reader import LIVE_DATABASES, Reader, read_events_schema, read_schema
 from edgeprofile.settings import Settings
@@ -262,19 +263,29 @@ class BodyWatcher:
 
 
 class ParentWatcher:
-    """Ends a process whose main process was killed: nobody else would, and it holds the port."""
+    """Ends a process whose main process was killed: nobody else would, and it holds the port.
 
-    def __init__(self) -> None:
+    What it does is let come to its end for `drain_s`.
+    """
+
+    def __init__(self, drain_s: float = 0) -> None:
         self._parent = os.getppid()
+        self._drain_s = drain_s
+        self._kill_at: float | None = None
 
     def poll(self) -> None:
-        """Asks who the parent is now."""
-        if os.getppid() != self._parent:
+        """Asks who the parent is now. SIGTERM goes out once: Granian would wait for ever to take note of a third."""
+        if os.getppid() == self._parent:
+            return
+        if self._kill_at is None:
+            self._kill_at = time.monotonic() + self._drain_s
             log.error("the server's main process is gone: this one ends")
             os.kill(os.getpid(), signal.SIGTERM)
+        elif time.monotonic() >= self._kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-Watched = SnapshotWatcher | KeyWatcher | SigningWatcher | BodyWatcher | ParentWatcher
+Watched = SnapshotWatcher | KeyWatcher | SigningWatcher | BodyWatcher | ParentWatcher | Life
 
 
 class Watcher(threading.Thread):

@@ -21,6 +21,7 @@ from edgeprofile._store import Workspace
 from edgeprofile.api.pages import runs_of
 from edgeprofile.api.query import RFC_3339, number_of, once, parameters, range_us
 from edgeprofile.errors import MalformedBody, MalformedQuery, NotReady, UnknownField
+from edgeprofile.life import Life
 from edgeprofile.record import Runs, Schema
 
 FIELD_SECTIONS = ("identifiers", "attributes", "metrics", "audiences")
@@ -172,7 +173,7 @@ def _quality(parameters: list[str]) -> float:
     return 1
 
 
-def routes(workspaces: list[Workspace]) -> list[Route]:
+def routes(workspaces: list[Workspace], life: Life) -> list[Route]:
     """The routes that need no key."""
 
     def fine() -> Response:
@@ -182,6 +183,8 @@ def routes(workspaces: list[Workspace]) -> list[Route]:
         return fine()
 
     async def readyz(request: Request) -> Response:
+        if life.is_ending:
+            raise NotReady("This server is about to end. Ask another.")
         if not any(workspace.store is not None for workspace in workspaces):
             raise NotReady()
         return fine()

@@ -44,7 +44,7 @@ from edgeprofile.loader.changes import Delta, Event
 from edgeprofile.loader.merging import Fields, Merged, Row, Values, merge, time_of
 from edgeprofile.loader.overlay import Profile, View
 from edgeprofile.loader.weave import EventFields, number_of, weave
-from edgeprofile.loader.writer import GROUP_BYTES_MAX
+from edgeprofile.loader.writer import GROUP_BYTES_MAX, is_cut_short
 from edgeprofile.reader import LIB_VERSION, LIVE_DATABASES
 from edgeprofile.record import Schema, index_entry
 
@@ -72,6 +72,8 @@ class Live:
 
     def __init__(self, folder: Path, base: Base) -> None:
         self.base = base
+        if is_cut_short(folder / snapshot.LIVE):
+            raise LiveDamaged(f"the live layer of snapshot {base.name} is cut short", hint=_DAMAGED)
         try:
             self._env = lmdb.open(
                 str(folder / snapshot.LIVE),
@@ -377,7 +379,10 @@ class _Merge:
         for primary, (row, said) in self._standings:
             if row is None and said is None:
                 self._drop_history(primary)
-            elif said is not None and said.events > self._applied:
+                continue
+            if self._base.is_void(self._view.erasure(primary)):
+                self._hide_history(primary)
+            if said is not None and said.events > self._applied:
                 new.append((primary, self._view.events(primary, self._applied)))
         names = {name for _, events in new for event in events for name in event.params}
         fields = self.event_fields.extended(names)
@@ -403,7 +408,7 @@ class _Merge:
 
     def _blocks(self, primary: bytes) -> list[Block]:
         found = self._txn.get(primary, db=self._histories)
-        if found is None and not self._base.is_void(self._view.erasure(primary)):
+        if found is None:
             found = self._base.reader.directory(primary.decode())
         return history.read_directory(primary.decode(), bytes(found), check_of) if found else []
 
@@ -424,10 +429,14 @@ class _Merge:
         for block in history.read_directory(primary.decode(), bytes(found), check_of) if found else ():
             if block.reserved == LIVE:
                 self._txn.delete(_NUMBER.pack(number_of(block)), db=self._events)
-        if self._base.reader.directory(primary.decode()) is not None:
-            self._txn.put(primary, b"", db=self._histories)
-        elif found is not None:
+        if found is not None:
             self._txn.delete(primary, db=self._histories)
+        self._hide_history(primary)
+
+    def _hide_history(self, primary: bytes) -> None:
+        """Hides what the snapshot has, unless that is done."""
+        if self._base.reader.directory(primary.decode()) is not None:
+            self._txn.put(primary, b"", overwrite=False, db=self._histories)
 
 
 def _generation_key(number: int) -> bytes:

@@ -30,7 +30,7 @@ import msgspec
 from edgeprofile import snapshot
 from edgeprofile.errors import FormatUnsupported, StoreError
 from edgeprofile.loader.changes import Event
-from edgeprofile.loader.writer import MAP_BYTES
+from edgeprofile.loader.writer import MAP_BYTES, is_cut_short
 from edgeprofile.reader import LIB_VERSION
 
 FORMAT = b"1"
@@ -253,6 +253,8 @@ class Overlay:
 
     def __init__(self, path: Path, *, is_copy: bool = False) -> None:
         self.path = path
+        if is_cut_short(path):
+            raise StoreError(f"{path.name} is cut short", hint=_DAMAGED)
         try:
             self.env = lmdb.open(
                 str(path),

@@ -268,9 +268,10 @@ def _guard(before: snapshot.Manifest | None, built: Built, shrink_max: float) ->
             hint=advice,
         )
     # Without a model of events there are meant to be none.
-    if before is not None and built.events is not None and built.events.events < (1 - shrink_max) * before.events:
+    events = None if built.events is None else built.events.events + built.events.rejected.get(snapshot.ERASED, 0)
+    if before is not None and events is not None and events < (1 - shrink_max) * before.events:
         raise RefreshRefused(
-            f"the events' model gave {built.events.events} events where {before.events} are served, "
+            f"the events' model gave {events} events where {before.events} are served, "
             f"which is more of a loss than shrink_max allows ({shrink_max:.0%})",
             outcome="shrunk",
             hint=advice,

@@ -19,9 +19,10 @@ from collections.abc import Callable
 
 import msgspec
 
-from edgeprofile import locks, outcomes, snapshot
+from edgeprofile import locks, notify, outcomes, snapshot
 from edgeprofile.errors import EdgeprofileError
 from edgeprofile.loader.export_queue import ExportQueue
+from edgeprofile.loader.overlay import DUE_AT_SHARE
 from edgeprofile.loader.schedule import backoff_s, first_delay_s, next_delay_s
 from edgeprofile.loader.updates import UpdateServer
 from edgeprofile.outcomes import BUSY, Attempt, Outcome
@@ -30,6 +31,7 @@ from edgeprofile.settings import Settings
 # Without the current folder on the path, where a file of a customer's may be named like a module.
 CHILD = (sys.executable, "-P", "-m", "edgeprofile.loader.child")
 EXPORTS_AT_ONCE = 1
+ERASURE_RETRY_S = 60.0
 # Shorter than supervisors wait. What is killed then was sorting very many identifiers, which nothing interrupts.
 STOP_SECONDS_MAX = 8.0
 # What is said of a workspace beside how a refresh ended.
@@ -67,9 +69,12 @@ class Watcher:
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             loop.add_signal_handler(signal.SIGINT, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
+        notify.tell(notify.READY)
         async with asyncio.TaskGroup() as running:
             tasks = [running.create_task(watched.run()) for watched in self._watched]
+            tasks.append(running.create_task(_say_alive()))
             await self._stopping.wait()
+            notify.tell(notify.STOPPING)
             # Once, however often it is told: another time would cut short what ends the refreshes.
             for task in tasks:
                 task.cancel()
@@ -81,6 +86,13 @@ class Watcher:
             return
         for watched in self._watched:
             watched.wake.set()
+
+
+async def _say_alive() -> None:
+    """To the supervisor, as long as the loop turns. What a refresh does is another process, which has a limit."""
+    while (interval_s := notify.alive_interval_s()) is not None:
+        notify.tell(notify.ALIVE)
+        await asyncio.sleep(interval_s)
 
 
 class Watched:
@@ -100,13 +112,20 @@ class Watched:
         self._timeout_s = settings.loader.timeout_s
         self._command = (*CHILD, str(settings.file), name, str(os.getpid()))
         self._exports = ExportQueue(self._home, exporting)
-        self._updates = UpdateServer(self._home, exports=self._exports)
+        self._updates = UpdateServer(self._home, exports=self._exports, on_erasure=self._erased)
+        self._erase_within_s = settings.workspaces[name].erase_within_s
+        self._alarm: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
         """Takes its updates, writes its exports and keeps it fresh, until it is cancelled."""
         async with self._updates, asyncio.TaskGroup() as running:
             running.create_task(self._exports.run())
-            await self.keep_fresh()
+            await self._see_to_erasures()
+            try:
+                await self.keep_fresh()
+            finally:
+                if self._alarm is not None:
+                    self._alarm.cancel()
 
     async def keep_fresh(self) -> None:
         """Refreshes it by its cadence. Whatever becomes of a refresh, there is a next one."""
@@ -129,9 +148,27 @@ class Watched:
                 delay_s = self._first_delay_s()
                 continue
             await self._updates.refreshed()
+            await self._see_to_erasures()
             failures = 0 if outcome.outcome in (*outcomes.SUCCESSES, HELD) else failures + 1
             delay_s = next_delay_s(self._cadence_s, took_s, failures, random.random())
             self._tell(outcome, delay_s)
+
+    async def _see_to_erasures(self) -> None:
+        """Has a refresh begin when what was erased has to go from disk, however long the cadence is."""
+        due_at = await self._updates.erasure_due_at(self._erase_within_s)
+        if due_at is not None:
+            # One that is overdue, because refreshes fail, is tried again as they are.
+            self._erased(max(due_at - time.time(), ERASURE_RETRY_S))
+
+    def _erased(self, delay_s: float | None = None) -> None:
+        """Of several the first counts; the others are asked for behind the refresh that it brings."""
+        if self._alarm is None:
+            delay_s = self._erase_within_s * DUE_AT_SHARE if delay_s is None else delay_s
+            self._alarm = asyncio.get_running_loop().call_later(delay_s, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self.wake.set()
 
     async def _sleep(self, delay_s: float) -> None:
         # Not by wait_for: that of Python 3.11 forgets a cancellation which comes together with what it waits for.

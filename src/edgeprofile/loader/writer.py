@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,9 @@ MAP_BYTES = 1 << 40
 # A million bytes of primary ids are some 50,000 profiles that share one identifier; no caller reads more.
 GROUP_BYTES_MAX = 1_000_000
 DISK_FULL_BYTES = 1 << 20
+# Of a meta page of LMDB's: bytes of a page, number of the last page, number of the transaction; see ext/tree.pyx.
+META_AT = 16
+_META = struct.Struct("<24xI92xQQ")
 
 Entries = Sequence[tuple[bytes, bytes]]
 # What a write raises, beside OSError; `code` is an errno, or one of LMDB's own.
@@ -90,6 +94,27 @@ def _append(txn: lmdb.Transaction, database: Any, entries: Entries) -> None:
         _, added = cursor.putmulti(entries, append=True)
     if added != len(entries):
         raise lmdb.KeyExistsError("a key is out of order, or there twice")
+
+
+def is_cut_short(path: Path) -> bool:
+    """Whether a file of LMDB's lacks pages that it says it has, the first of which to be touched would end the process.
+
+    An empty file, or none, lacks nothing: it is to be made.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(META_AT + _META.size)
+            if not head:
+                return False
+            page_bytes: int = _META.unpack_from(head, META_AT)[0]
+            file.seek(page_bytes)
+            metas = [_META.unpack_from(each, META_AT) for each in (head, file.read(META_AT + _META.size))]
+            pages: int = max(last_page for _, last_page, _ in metas) + 1
+            return os.fstat(file.fileno()).st_size < pages * page_bytes
+    except FileNotFoundError:
+        return False
+    except (struct.error, OverflowError):
+        return True
 
 
 def store_error(error: OSError | WriterError, folder: Path, what: str = "the snapshot") -> StoreError:
