@@ -234,3 +234,10 @@ cdef bytes decoded(const char* text, Py_ssize_t size):
     if not is_utf8(buffer, n):
         raise MalformedPath("The path is not UTF-8 once its escapes are decoded.")
     return buffer[:n]
+
+
+def unescaped(bytes segment not None):
+    """A path's segment, percent-decoded once."""
+    if PyBytes_GET_SIZE(segment) > PATH_BYTES_MAX:
+        raise MalformedPath("The path is too long.")
+    return decoded(PyBytes_AS_STRING(segment), PyBytes_GET_SIZE(segment))

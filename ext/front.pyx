@@ -128,13 +128,13 @@ cdef class Front:
         if size + PyBytes_GET_SIZE(<bytes>scope["query_string"]) > URL_BYTES_MAX:
             if self.surface_of(path) is not None:
                 return False
-        elif not split(at, at + size, &route):
+        elif not split(at, at + size, &route) or (is_erasable(&route) and scope["method"] == "DELETE"):
             return False
         exchange = begin(self.recorder, scope, send, &self.ids)
         try:
             check_sizes(exchange)
             if exchange.method != "GET" and exchange.method != "HEAD":
-                raise MethodNotAllowed("GET, HEAD")
+                raise MethodNotAllowed("DELETE, GET, HEAD" if is_erasable(&route) else "GET, HEAD")
             self.lookup.answer_one(exchange, &route)
         except Exception as error:
             self.refuse(exchange, self.lookup, error)
@@ -222,6 +222,11 @@ async def deliver(list messages, send):
     """Sends an answer as any ASGI server wants it; Granian's `send`, which acts when it is called, needs no more."""
     for message in messages:
         await send(message)
+
+
+cdef inline bint is_erasable(const Route* route) noexcept:
+    """Whether it is a profile itself, by its id: to erase it is left to the app."""
+    return route.namespace == NULL and not route.is_events
 
 
 cdef inline bint is_without_body(Exchange exchange):

@@ -1,7 +1,7 @@
 # Values as JSON text, appended to a growing buffer. Every function returns PUT_GOOD or why it could not.
 
 from cpython.mem cimport PyMem_Free, PyMem_Realloc
-from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cdef extern from *:
@@ -17,6 +17,7 @@ cdef enum:
     PUT_BAD_JSON = 3
 
 cdef enum:
+    DAY_BYTES = 10
     STRETCH_BYTES = 4096
     # How far past the size of a record its buffer may run while a value is written.
     SLACK_BYTES = 8 * STRETCH_BYTES
@@ -220,8 +221,26 @@ cdef inline int put_clock(Buffer* out, int64_t seconds, uint64_t nanoseconds) ex
             or put_unsigned(out, seconds % 60, 2) or put_fraction(out, nanoseconds))
 
 
+cdef inline void write_digits(char* to, uint32_t value, int digits) noexcept nogil:
+    """Exactly so many decimal digits, into a place that has room for them."""
+    cdef int at
+    for at in range(digits - 1, -1, -1):
+        to[at] = <char>(48 + value % 10)
+        value //= 10
+
+
 cdef inline int put_day(Buffer* out, int64_t days) except -1:
-    """`YYYY-MM-DD` for days since 1970-01-01; the caller has checked the years 1 to 9999.
+    """As write_day."""
+    cdef int refused = reserve(out, DAY_BYTES)
+    if refused:
+        return refused
+    write_day(out.start + out.size, days)
+    out.size += DAY_BYTES
+    return PUT_GOOD
+
+
+cdef inline void write_day(char* to, int64_t days) noexcept nogil:
+    """`YYYY-MM-DD` for days since 1970-01-01; the caller has checked the years 1 to 9999, and that there is room.
 
     Counts from 1 March of year 0, so that the leap day is the last of its year: an era is 400 years, 146,097 days.
     """
@@ -234,8 +253,10 @@ cdef inline int put_day(Buffer* out, int64_t days) except -1:
     cdef int64_t day = in_year - (153 * month + 2) // 5 + 1
     month = month + 3 if month < 10 else month - 9
     year += era * 400 + (1 if month <= 2 else 0)
-    return (put_unsigned(out, year, 4) or put(out, b"-", 1) or put_unsigned(out, month, 2)
-            or put(out, b"-", 1) or put_unsigned(out, day, 2))
+    write_digits(to, <uint32_t>year, 4)
+    to[4] = to[7] = b"-"
+    write_digits(to + 5, <uint32_t>month, 2)
+    write_digits(to + 8, <uint32_t>day, 2)
 
 
 cdef inline bint is_sayable(int64_t days) noexcept nogil:

@@ -118,6 +118,10 @@ cdef class Live:
         self.look()
         return self.taken
 
+    def entries(self, bytes name not None):
+        self.look()
+        return self.databases[<int>self.names.index(name)].entries
+
     def get(self, bytes name not None, bytes key not None):
         return self.find(self.names.index(name), key)
 

@@ -7,14 +7,14 @@ text is looked into.
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
-from libc.stdint cimport INT32_MAX, int64_t, uint8_t, uint64_t
+from libc.stdint cimport INT32_MAX, INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 
 from edgeprofile._record cimport (
     AUDIENCES_OPEN_BYTES, RECORD_GOOD, RECORD_UNKNOWN_FORMAT, Run, View, end_at, open_record, rank,
 )
 from edgeprofile._store cimport Store
 from json_scan cimport plain_end
-from json_text cimport PUT_BAD_UTF8, SLACK_BYTES, Buffer, is_sayable, put, put_day, put_string, put_unsigned
+from json_text cimport PUT_BAD_UTF8, SLACK_BYTES, Buffer, is_sayable, put, put_string, write_day, write_digits
 
 from edgeprofile.errors import AnswerTooLarge, FormatUnsupported, RecordDamaged
 
@@ -44,6 +44,7 @@ cdef class Template:
         cdef Item* item
         cdef int i
         self.kept = []
+        self.day = INT64_MAX  # none
         self.first_nested = first_nested
         self.open_bytes = PARAMS_OPEN_BYTES if is_event else AUDIENCES_OPEN_BYTES
         self.count = len(items)
@@ -64,6 +65,8 @@ cdef class Template:
                 item.before, item.before_bytes = self.keep(rest[0])
             if len(rest) > 1:
                 item.after, item.after_bytes = self.keep(rest[1])
+            if item.how == _TIME_S or item.how == _TIME_MS:
+                item.field = rest[2] if len(rest) > 2 else -1
 
     def __dealloc__(self):
         cdef int i
@@ -147,8 +150,8 @@ cdef int put_item(Buffer* out, const View* view, Template template, const Item* 
     if item.how == _RUN or item.how == _OBJECT:
         return put_runs(out, view, template, item)
     if item.how == _TIME_S or item.how == _TIME_MS:
-        return (put(out, item.before, item.before_bytes) or put_time(out, view.updated_us, item.how == _TIME_MS)
-                or put(out, item.after, item.after_bytes))
+        return (put(out, item.before, item.before_bytes) or put_moment(out, view, template, item)
+                or put_after(out, item))
     if not find_value(view, template.first_nested, template.open_bytes, item.field, &value):
         return 0
     if item.how == _IF_TRUE:
@@ -162,7 +165,11 @@ cdef int put_item(Buffer* out, const View* view, Template template, const Item* 
             return 1
     elif put(out, value.start, value.end - value.start):
         return 1
-    return put(out, item.after, item.after_bytes)
+    return put_after(out, item)
+
+
+cdef inline int put_after(Buffer* out, const Item* item) except -1:
+    return put(out, item.after, item.after_bytes) if item.after_bytes else 0
 
 
 cdef int put_runs(Buffer* out, const View* view, Template template, const Item* item) except -1:
@@ -185,7 +192,7 @@ cdef int put_runs(Buffer* out, const View* view, Template template, const Item* 
             return 1
     if item.how == _RUN and out.size == filled:
         return 0
-    return put(out, item.after, item.after_bytes)
+    return put_after(out, item)
 
 
 # --- values --------------------------------------------------------------------------------------------------------
@@ -292,21 +299,38 @@ cdef const char* element_end(const char* at, const char* end) noexcept nogil:
     return end
 
 
-cdef int put_time(Buffer* out, int64_t moment_us, bint with_ms) except -1:
+cdef int put_moment(Buffer* out, const View* view, Template template, const Item* item) except -1:
+    """The value of the item's field, or the record's own time where it has none."""
+    cdef Slice value
+    if item.field >= 0 and find_value(view, template.first_nested, template.open_bytes, item.field, &value) \
+            and value.start[0] != b"n":
+        return put(out, value.start, value.end - value.start)
+    return put_time(out, template, view.updated_us, item.how == _TIME_MS)
+
+
+cdef int put_time(Buffer* out, Template template, int64_t moment_us, bint with_ms) except -1:
     """As RFC 3339 in UTC, cut off at the second or the millisecond; null outside the years 1 to 9999."""
     cdef int64_t ms = moment_us // 1000 - (1 if moment_us % 1000 < 0 else 0)
-    cdef int64_t days = ms // 86400000 - (1 if ms % 86400000 < 0 else 0)
-    cdef int64_t rest = ms - days * 86400000
-    if not is_sayable(days):
+    cdef int64_t day = ms // 86400000 - (1 if ms % 86400000 < 0 else 0)
+    cdef uint32_t rest = <uint32_t>(ms - day * 86400000)
+    cdef char* text = template.time
+    cdef size_t size = TIME_BYTES_MAX - (0 if with_ms else 4)
+    if not is_sayable(day):
         return put(out, b"null", 4)
-    if (put(out, b'"', 1) or put_day(out, days) or put(out, b"T", 1)
-            or put_unsigned(out, rest // 3600000, 2) or put(out, b":", 1)
-            or put_unsigned(out, rest // 60000 % 60, 2) or put(out, b":", 1)
-            or put_unsigned(out, rest // 1000 % 60, 2)):
-        return 1
-    if with_ms and (put(out, b".", 1) or put_unsigned(out, rest % 1000, 3)):
-        return 1
-    return put(out, b'Z"', 2)
+    if day != template.day:  # most are of the day of the one before, and a date takes a while
+        write_day(text + 1, day)
+        template.day = day
+    write_digits(text + 12, rest / 3600000, 2)
+    write_digits(text + 15, rest / 60000 % 60, 2)
+    write_digits(text + 18, rest / 1000 % 60, 2)
+    if with_ms:
+        text[20] = b"."
+        write_digits(text + 21, rest % 1000, 3)
+    text[11] = b"T"
+    text[14] = text[17] = b":"
+    text[size - 2] = b"Z"
+    text[0] = text[size - 1] = b'"'
+    return put(out, text, size)
 
 
 # --- profiles ------------------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ cdef struct Spot:  # a node, by its place in a page of so many
 @cython.final
 @cython.auto_pickle(False)
 cdef class Tree:
-    """A file's five named databases."""
+    """A file's six named databases."""
 
     def __cinit__(self, path, size_t file_bytes, tuple names):
         cdef Database main

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+import brands
 import hypothesis
 import partners
 import pytest
 from postgres import Postgres
 from service import DECLARED, Service
+
+from edgeprofile import demo, settings
 
 # How long an example takes depends on the machine, and decides nothing.
 hypothesis.settings.register_profile("edgeprofile", deadline=None)
@@ -112,6 +115,18 @@ def make_service(tmp_path: Path) -> Iterator[MakeService]:
         service.stop()
 
 
+@pytest.fixture
+def sample_shop(make_service: MakeService) -> Service:
+    """The sample shop, served: what the docs show answers of."""
+    service = make_service()
+    service.file = demo.make_shop(service.folder / "shop", 20)
+    with service.file.open("a") as file:
+        file.write(f"[server]\nport = {service.port}\nadmin_port = 0\n")
+    service.settings = settings.load(service.file, {})
+    service.load()
+    return service.start()
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A server for tests that leave it running; each has a database of its own."""
@@ -166,6 +181,15 @@ def token(shop: Service) -> str:
 def insider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Two workers over the workspaces of three partners. Tests ask and mint keys; they change nothing else."""
     made = partners.make(Service(tmp_path_factory.mktemp("insider"), partners.SPACES, workers=2), partners.PINGS)
+    made.start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="session")
+def intilery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Two workers over the workspaces of some brands. Tests ask and mint keys; they change nothing else."""
+    made = brands.make(Service(tmp_path_factory.mktemp("intilery"), brands.SPACES, workers=2), brands.PINGS)
     made.start()
     yield made
     made.stop()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 import duckdb
 import msgspec
 
-from edgeprofile import keys, settings, snapshot
+from edgeprofile import keys, settings, snapshot, wire
 from edgeprofile.loader.refresh import refresh
 from edgeprofile.outcomes import Outcome
 
@@ -216,6 +217,7 @@ class Service:
         self.context = context
         self.secrets: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
         self._is_released = False
 
     # Its state on disk.
@@ -267,11 +269,46 @@ class Service:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **options)
         # The admin listener first: until it has its name, it looks like a worker.
         until(lambda: not self.admin_port or self.admin(), "the admin listener is up")
+        if any(workspace.batch for workspace in self.settings.workspaces.values()):
+            until(lambda: self.gateway() and is_served(self.settings.data_dir / wire.GATEWAY), "the gateway is up")
         until(lambda: len(self.workers()) == self.workers_wanted and self._readiness() == ready, "the service is up")
         return self
 
+    def watch(self) -> subprocess.Popen[bytes]:
+        """Starts the loader as a service, which takes updates too, and waits until it does."""
+        command = [sys.executable, "-m", "edgeprofile", "load", "--watch", "--config", str(self.file)]
+        with self._log.open("ab") as log:
+            self._watcher = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        for workspace in self.settings.workspaces:
+            path = self.home(workspace) / wire.UPDATES
+            until(lambda: is_served(path), "updates are taken")  # noqa: B023
+        return self._watcher
+
+    def watcher(self) -> subprocess.Popen[bytes]:
+        """The process that `watch` has started last."""
+        assert self._watcher is not None
+        return self._watcher
+
+    def kill_all(self) -> None:
+        """Ends every process of it at once, without a warning to any."""
+        children = self._children()
+        process, watcher = self.release(), self.watcher()
+        process.kill()
+        watcher.kill()
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.wait()
+        watcher.wait()
+        self._watcher = None
+        until(lambda: not any(map(mappings, children)), "all are gone")
+
     def stop(self) -> None:
         """Ends it as a supervisor would. Fails the test for an unclean end, a traceback or a secret in the log."""
+        if self._watcher is not None:
+            self._watcher.terminate()
+            self._watcher.wait(STOP_SECONDS_MAX)
+            self._watcher = None
         process, self._process = self._process, None
         if process is None or self._is_released:
             return
@@ -316,12 +353,19 @@ class Service:
             return 0
 
     def workers(self) -> list[int]:
-        """The pids of the workers: those children that have the shared map mapped, but for the admin listener."""
-        return [pid for pid in self._children() if "shared.map" in mappings(pid) and not is_admin(pid)]
+        """The pids of the workers: those children that have the shared map mapped, and no name of their own."""
+        return [pid for pid in self._children() if "shared.map" in mappings(pid) and not own_name(pid)]
 
     def admin(self) -> int | None:
         """The pid of the admin listener; None while there is none."""
-        return next(filter(is_admin, self._children()), None)
+        return self._named("adm")
+
+    def gateway(self) -> int | None:
+        """The pid of the gateway; None while there is none."""
+        return self._named("gtw")
+
+    def _named(self, name: str) -> int | None:
+        return next((pid for pid in self._children() if own_name(pid) == name), None)
 
     def _children(self) -> list[int]:
         """The main process's, whichever of its threads has started them."""
@@ -383,11 +427,19 @@ def mappings(pid: int) -> str:
         return ""
 
 
-def is_admin(pid: int) -> bool:
+def own_name(pid: int) -> str:
+    """What a process that is kept beside the workers is called; nothing for all others."""
     try:
-        return Path(f"/proc/{pid}/comm").read_text() == "edgeprofile-adm\n"
+        name = Path(f"/proc/{pid}/comm").read_text()
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return ""
+    return name.removeprefix("edgeprofile-").strip() if name.startswith("edgeprofile-") else ""
+
+
+def is_served(path: Path) -> bool:
+    """Whether a process answers at a Unix socket."""
+    with socket.socket(socket.AF_UNIX) as connection, wire.address_of(path) as address:
+        return connection.connect_ex(address) == 0
 
 
 def pipelined(connection: Connection, content: bytes, times: int, at_once: int = 100) -> Iterable[Answer]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from hypothesis import strategies as st
@@ -74,7 +75,7 @@ class Parts(NamedTuple):
         """What comes of one item."""
         how, *rest = item
         subject: Any = None if how in WITHOUT_SUBJECT else rest.pop(0)
-        before, after, *_ = [*rest, b"", b""]
+        before, after, field = chain(rest, [b"", b"", -1][len(rest) :])
         if how == CONSTANT:
             return bytes(before)
         if how == SLOT:
@@ -84,7 +85,8 @@ class Parts(NamedTuple):
         if how in (RUN, OBJECT):
             found: str | None = self.run(subject) or ("" if how == OBJECT else None)
         elif how in (TIME_S, TIME_MS):
-            found = self.time(how == TIME_MS)
+            found = self.values.get(field, "null")
+            found = self.time(how == TIME_MS) if found == "null" else found
         else:
             found = self.values.get(subject)
             found = as_text(found) if how == TEXT and found is not None else found
@@ -141,6 +143,7 @@ def items_of(fields: int, first_nested: int) -> st.SearchStrategy[list[Item]]:
             *(item(how, numbers) for how in (VALUE, TEXT, TEXT, IF_TRUE)),
             *(item(how, runs) for how in (RUN, OBJECT)),
             *(item(how) for how in (TIME_S, TIME_MS)),
+            st.tuples(st.sampled_from([TIME_S, TIME_MS]), TEXTS, TEXTS, numbers),
         ),
         max_size=8,
     )

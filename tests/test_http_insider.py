@@ -14,7 +14,7 @@ from conftest import MakeService
 from partners import DECLARED, PATH, SPACES, WHOLE_RANGE, make, post, posted
 from service import Answer, Service, request, until
 
-from edgeprofile import demo, metrics, settings
+from edgeprofile import metrics
 from edgeprofile._limiter import SharedMap
 from edgeprofile.app import SHARED_MAP
 from edgeprofile.metrics import limited_slot
@@ -128,15 +128,8 @@ def test_an_answer_is_compact_with_figures_as_theirs_and_times_to_the_second(ins
     )
 
 
-def test_the_docs_show_what_the_sample_shop_answers(make_service: MakeService) -> None:
-    service = make_service()
-    service.file = demo.make_shop(service.folder / "shop", 20)
-    with service.file.open("a") as file:
-        file.write(f"[server]\nport = {service.port}\nadmin_port = 0\n")
-    service.settings = settings.load(service.file, {})
-    service.load()
-    key = service.key()
-    service.start()
+def test_the_docs_show_what_the_sample_shop_answers(sample_shop: Service) -> None:
+    key = sample_shop.key()
     shown = 0
     for page in ("docs/api.md", "README.md"):
         text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
@@ -146,7 +139,7 @@ def test_the_docs_show_what_the_sample_shop_answers(make_service: MakeService) -
             [body] = [value for flag, value in pairwise(words) if flag == "-d"]
             headers = [("Content-Length", str(len(body.encode()))), *((name, value) for name, value in sent)]
             content = request(PATH, None, *headers, method="POST", body=body.encode())
-            assert service.ask(content).body.decode() == answer
+            assert sample_shop.ask(content).body.decode() == answer
             shown += 1
     assert shown == 2
 

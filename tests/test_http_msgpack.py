@@ -234,7 +234,9 @@ def test_errors_stay_problems_in_json(service: Service, key: str) -> None:
     assert_problem(service.get("/v1/profiles/id/%", key, MSGPACK), 400, "malformed_path")
     assert_problem(service.get(JANE, None, MSGPACK), 401, "unauthorized")
     assert_problem(service.get(JANE, writer, MSGPACK), 403, "forbidden")
-    assert_problem(service.get(JANE, key, MSGPACK, method="PUT"), 405, "method_not_allowed", valid=["GET", "HEAD"])
+    assert_problem(
+        service.get(JANE, key, MSGPACK, method="PUT"), 405, "method_not_allowed", valid=["DELETE", "GET", "HEAD"]
+    )
     denied = service.get(JANE, limited, MSGPACK)
     assert_problem(denied, 429, "rate_limited", retry_after=int(denied.headers["retry-after"]))
     assert_problem(service.ask(many(b"{", key, MSGPACK)), 400, "malformed_body")

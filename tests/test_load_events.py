@@ -12,7 +12,7 @@ from typing import Any
 import duckdb
 import pytest
 from test_load_types import SERVED
-from workshop import Workshop, environment, events, values
+from workshop import Workshop, environment, events, roll_back, values
 
 from edgeprofile import history, reader, snapshot
 from edgeprofile.errors import FormatUnsupported, ModelError, RefreshRefused, SourceError, StoreError
@@ -372,15 +372,15 @@ def test_a_rollback_brings_the_events_back(shop: Workshop) -> None:
     before = shop.events()
     shop.model(PEOPLE, events=clicks(20)).load()
     assert shop.events() != before
-    snapshot.rollback(shop.home)
+    roll_back(shop.home)
     assert shop.events() == before
 
 
 def test_a_snapshot_from_before_there_were_events_is_refused_by_name(shop: Workshop) -> None:
     shop.model(PEOPLE).load()
     file = shop.current_folder() / snapshot.MANIFEST
-    file.write_text(file.read_text().replace('"format": 2', '"format": 1'))
-    with pytest.raises(FormatUnsupported, match=r"has format 1; this build reads 2"):
+    file.write_text(file.read_text().replace('"format": 3', '"format": 1'))
+    with pytest.raises(FormatUnsupported, match=r"has format 1; this build reads 3"):
         shop.manifest()
     assert shop.load() == "published"
 

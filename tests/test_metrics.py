@@ -25,6 +25,7 @@ from service import DECLARED, HOST, Service, exchange, request, until
 from starlette.types import Message, Receive, Scope, Send
 from test_server_life import is_running
 from test_shared_map import COUNTERS, workers
+from workshop import roll_back
 
 from edgeprofile import locks, metrics, outcomes, snapshot
 from edgeprofile._limiter import SharedMap
@@ -303,7 +304,7 @@ def test_a_scrape_tells_how_loading_goes(running: Service) -> None:
     assert (found["edgeprofile_rolled_back"]["shop",], found["edgeprofile_watched"]["shop",]) == (0, 0)
 
     with locks.watching(running.home()), locks.loading(running.home()):
-        rolled_back = snapshot.rollback(running.home())
+        rolled_back = roll_back(running.home())
         outcomes.note(running.home(), outcomes.Attempt.begin().ended("rolled_back", snapshot=rolled_back.name))
         found = scrape(running)
     assert (found["edgeprofile_rolled_back"]["shop",], found["edgeprofile_watched"]["shop",]) == (1, 1)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from workshop import WAIT_SECONDS_MAX, Workshop, body, environment, stop
+from workshop import WAIT_SECONDS_MAX, Workshop, body, environment, roll_back, stop
 
 from edgeprofile import locks, outcomes, reader, snapshot
 from edgeprofile.errors import LoaderBusy, NoSnapshot, StoreError
@@ -304,19 +304,19 @@ def test_rollback_swaps_back_step_by_step_until_nothing_is_before(shop: Workshop
         assert name in ended.out
         assert (shop.current(), served(shop)) == (name, word)
     with pytest.raises(NoSnapshot, match=rf"there is no snapshot before {history[1]}"):
-        snapshot.rollback(shop.home)
+        roll_back(shop.home)
     assert shop.current() == history[1]
 
 
 def test_a_load_after_a_rollback_publishes_and_keeps_what_was_rolled_back_to(
     shop: Workshop, history: list[str]
 ) -> None:
-    snapshot.rollback(shop.home)
+    roll_back(shop.home)
     assert shop.load() == "published"
     assert served(shop) == "v3"
     assert shop.manifest().previous == history[2]
     assert history[2] in snapshot.names(shop.home)
-    assert snapshot.rollback(shop.home).name == history[2]
+    assert roll_back(shop.home).name == history[2]
 
 
 def test_rollback_passes_over_a_damaged_snapshot_and_refuses_where_all_are(shop: Workshop, history: list[str]) -> None:
@@ -333,7 +333,7 @@ def test_rollback_passes_over_a_damaged_snapshot_and_refuses_where_all_are(shop:
     with (shop.snapshots / history[1] / snapshot.PROFILES).open("r+b") as file:
         file.seek(5000)
         file.write(kept)
-    assert snapshot.rollback(shop.home).name == history[1]
+    assert roll_back(shop.home).name == history[1]
 
 
 def test_a_reader_goes_on_with_a_snapshot_that_was_pruned(shop: Workshop) -> None:
@@ -353,7 +353,7 @@ def test_rollback_leads_away_from_a_snapshot_too_damaged_to_say_what_was_before_
     file = shop.home / broken if broken == snapshot.CURRENT else shop.snapshots / history[3] / broken
     file.write_bytes(b"garbage")
     expected = history[3] if broken == snapshot.CURRENT else history[2]
-    assert snapshot.rollback(shop.home).name == expected
+    assert roll_back(shop.home).name == expected
     assert shop.current() == expected
 
 
@@ -375,6 +375,6 @@ def test_a_publication_that_fails_behind_the_rename_leaves_no_snapshot_that_nobo
 def test_audience_ids_are_not_given_twice_after_a_rollback(shop: Workshop) -> None:
     shop.model("SELECT 1 AS id, true AS a", audiences=["a"]).load()
     shop.model("SELECT 1 AS id, true AS a, true AS b", audiences=["a", "b"]).load()
-    snapshot.rollback(shop.home)
+    roll_back(shop.home)
     shop.model("SELECT 1 AS id, true AS a, true AS c", audiences=["a", "c"]).load()
     assert shop.manifest().schema["audience_ids"] == {"a": 1, "b": 2, "c": 3}

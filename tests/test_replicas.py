@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from edgeprofile.errors import (
     StoreError,
     UsageError,
 )
+from edgeprofile.loader.following import follow
 from edgeprofile.objectstore import Store
 
 PART_BYTES = 16 * 1024
@@ -159,7 +161,8 @@ def test_a_replica_serves_the_snapshot_of_the_source_as_it_is(either: Pair) -> N
     assert either.replica.manifest() == either.source.manifest()
     assert either.replica.bodies() == either.source.bodies()
     assert either.replica.leftovers() == []
-    assert sorted(path.name for path in either.replica.current_folder().iterdir()) == ["manifest.json", "profiles.mdb"]
+    found = {path.name for path in either.replica.current_folder().iterdir()}
+    assert found == {snapshot.MANIFEST, snapshot.PROFILES, snapshot.LIVE, snapshot.SEQUENCE}
 
 
 def test_what_is_there_already_is_neither_sent_nor_fetched_again(either: Pair) -> None:
@@ -221,7 +224,7 @@ def test_a_rollback_at_the_source_is_followed_without_copying_again(pair: Pair) 
     pair.load("second")
     pair.send()
     pair.fetch()
-    snapshot.rollback(pair.source.home)
+    snapshot.rollback(pair.source.home, partial(follow, pair.source.home))
     assert pair.send().moved == 0
     fetched = pair.fetch()
     assert (fetched.outcome, fetched.snapshot, fetched.moved) == ("published", first, 0)

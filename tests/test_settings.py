@@ -16,7 +16,6 @@ from edgeprofile.settings import (
     WORKSPACES_MAX,
     Events,
     Identifier,
-    Insider,
     Limits,
     Loader,
     Profiles,
@@ -26,6 +25,7 @@ from edgeprofile.settings import (
     load,
     reference,
 )
+from edgeprofile.vendors import Insider
 
 SOURCE = 'source.url = "duckdb://"'
 PROFILES = 'profiles = { sql = "SELECT 1 AS id", id = "id" }'
@@ -33,8 +33,10 @@ SHOP = f"[workspaces.shop]\n{SOURCE}\n{PROFILES}\n"
 INSIDER = 'insider = { partner = "mybrand" }\n'
 EVENTS = 'events = { sql = "FROM events", profile = "id", name = "name", time = "at" }\n'
 MPARTICLE = 'mparticle = { org = "1", account = "2", workspace = "3", mpid = "id" }\n'
+BATCH = 'batch = { project = "project_1" }\n'
 # They name the primary id, so that they stand only where it is what it is in SHOP.
-DIALECTS = {"insider": INSIDER, "mparticle": MPARTICLE}
+INTILERY = 'intilery = { client = "c", account = "a", brand = "B" }\n'
+DIALECTS = {"insider": INSIDER, "mparticle": MPARTICLE, "intilery": INTILERY, "batch": BATCH}
 SECRET = "hunter2"
 
 Write = Callable[[str], None]
@@ -270,7 +272,10 @@ SAMPLES = {
     "loader.parallel": ("4", 4),
     "loader.timeout": ("90m", "90m"),
     "workspaces.shop.refresh": ("1d", "1d"),
+    "workspaces.shop.full_refresh": ("1", 1),
+    "workspaces.shop.overlap": ("2h", "2h"),
     "workspaces.shop.keep": ("9", 9),
+    "workspaces.shop.erase_within": ("12h", "12h"),
     "workspaces.shop.rejects_max": ("1", 1.0),
     "workspaces.shop.shrink_max": ("0.25", 0.25),
     "workspaces.shop.source.timeout": ("1h30m", "1h30m"),
@@ -278,6 +283,7 @@ SAMPLES = {
     "workspaces.shop.profiles.sql": ("SELECT 3", "SELECT 3"),
     "workspaces.shop.profiles.id": ("key", "key"),
     "workspaces.shop.profiles.updated_at": ("then", "then"),
+    "workspaces.shop.profiles.deleted": ("gone", "gone"),
     "workspaces.shop.profiles.identifiers": ("a, b", (Identifier(column="a"), Identifier(column="b"))),
     "workspaces.shop.profiles.audiences": ('["a,b", "c"]', ("a,b", "c")),
     "workspaces.shop.profiles.metrics": ("", ()),
@@ -306,6 +312,19 @@ SAMPLES = {
     "workspaces.shop.mparticle.attribution": ("source", "source"),
     "workspaces.shop.mparticle.values_as_text": ("false", False),
     "workspaces.shop.mparticle.audience": ("https://api.example", "https://api.example"),
+    "workspaces.shop.intilery.client": ("acme", "acme"),
+    "workspaces.shop.intilery.account": ("marketing", "marketing"),
+    "workspaces.shop.intilery.brand": ("SHOP-1", "SHOP-1"),
+    "workspaces.shop.intilery.id_types": ('{"userId": "id"}', {"userId": "id"}),
+    "workspaces.shop.intilery.rate": ("50", 50.0),
+    "workspaces.shop.intilery.burst": ("2e3", 2000.0),
+    "workspaces.shop.intilery.created": ("since", "since"),
+    "workspaces.shop.intilery.created_by": ("author", "author"),
+    "workspaces.shop.intilery.source": ("channel", "channel"),
+    "workspaces.shop.intilery.received": ("came_in", "came_in"),
+    "workspaces.shop.batch.project": ("project_2", "project_2"),
+    "workspaces.shop.batch.custom_id": ("id", "id"),
+    "workspaces.shop.batch.request_bytes_max": ("1024", 1024),
 }
 NO_KEY = "expected a variable that names a key, found none"
 TLS = 'server.tls_certificate = "c"\nserver.tls_key = "k"\n'
@@ -465,6 +484,13 @@ IDENTIFIER = "expected a column or a table of column, unique, normalize"
         (profiles("id = 'a'\naudiences = ['b', 'b']"),
          "workspaces.shop.profiles.audiences: expected every column to be declared once, "
          'found "b", which audiences has already'),
+        (f"{SHOP}batch = {{}}", "workspaces.shop.batch.project: expected a project's key, project_…, found nothing"),
+        (f"{SHOP}batch.project = 'shop'",
+         'workspaces.shop.batch.project: expected a project\'s key, project_…, found "shop"'),
+        (f"{SHOP}batch = {{ project = 'project_1', custom_id = 'crm' }}",
+         'workspaces.shop.batch.custom_id: expected an identifier of the profiles (id), found "crm"'),
+        (f"{SHOP}batch = {{ project = 'project_1', request_bytes_max = 50331649 }}",
+         "workspaces.shop.batch.request_bytes_max: expected an integer from 1 to 50331648, found 50331649"),
         (f"{SHOP}refresh = '5 minutes'", f'workspaces.shop.refresh: {DURATION}, found "5 minutes"'),
         (f"{SHOP}refresh = '0s'", f'workspaces.shop.refresh: {DURATION}, found "0s"'),
         (f"{SHOP}refresh = ''", f'workspaces.shop.refresh: {DURATION}, found ""'),
@@ -492,6 +518,15 @@ IDENTIFIER = "expected a column or a table of column, unique, normalize"
             ("mpid", "user_identities = { a = ['id'] }, immutable = ['a'], mpid",
              'immutable: expected types of user_identities or device_identities, of one column each, found "a"'),
         ]),
+        *((f"{SHOP}{INTILERY}".replace('brand = "B"', more), f"workspaces.shop.intilery.{line}") for more, line in [
+            ('brand = "B/C"', 'brand: expected a name without /, for paths, found "B/C"'),
+            ("rate = 5", "brand: expected a name without /, for paths, found nothing"),
+            ('brand = "B", id_types = { email = "mail" }',
+             'id_types.email: expected an identifier of the profiles (id), found "mail"'),
+            ('brand = "B", burst = 99.5', "burst: expected a number of at least its rate (100), found 99.5"),
+            ('brand = "B", rate = 501', "burst: expected a number of at least its rate (501), found 500"),
+            ('brand = "B", rate = 0', "rate: expected a number from 0.001 to 1000000, found 0"),
+        ]),
         ("[a]\nb = @", "expected valid TOML, found a fault: Invalid value (at line 2, column 5)"),
         ("a = [1", "expected valid TOML, found a fault: Unclosed array (at end of document)"),
     ],
@@ -509,12 +544,13 @@ def test_there_are_as_many_workspaces_as_counters_for_them(write: Write) -> None
     assert str(fault()) == "edgeprofile.toml: workspaces: expected at most 1,000 workspaces, found 1,001"
 
 
-@pytest.mark.parametrize("table", ["batch", "deleted", "full_refresh"])
+@pytest.mark.parametrize("table", ["deleted", "delta"])
 def test_what_this_version_lacks_is_an_unknown_key(table: str, write: Write) -> None:
     write(f"{SHOP}{table} = {{}}")
     error = fault()
     assert str(error) == f'edgeprofile.toml: workspaces.shop.{table}: expected a known key, found "{table}"'
-    known = "refresh, keep, rejects_max, shrink_max, source, profiles, events, insider, mparticle, intilery"
+    known = "refresh, full_refresh, overlap, keep, erase_within, rejects_max, shrink_max, source, profiles, events"
+    known += ", insider, mparticle, intilery, batch"
     assert error.hint == f"Known here: {known}."
 
 

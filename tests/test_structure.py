@@ -26,7 +26,9 @@ LINES_MAX = 450
 ALLOWED = {
     "errors": set[str](),
     "tables": {"errors"},
-    "settings": {"errors", "tables"},
+    "kinds": set[str](),
+    "vendors": {"kinds", "tables"},
+    "settings": {"errors", "kinds", "tables", "vendors"},
     "snapshot": {"errors"},
     "record": {"errors"},
     "history": {"errors", "record"},
@@ -39,10 +41,10 @@ ALLOWED = {
     "reload": {"errors", "settings"},
     "supervisor": {"life", "notify", "settings", "tls"},
     "limiter": set[str](),
-    "dbt": {"errors", "settings", "tables"},
+    "dbt": {"errors", "kinds", "settings", "tables"},
     "starter": {"errors", "dbt"},
     "objectstore": {"errors"},
-    "replicas": {"errors", "locks", "settings", "snapshot", "reader", "objectstore"},
+    "replicas": {"errors", "locks", "settings", "snapshot", "reader", "objectstore", "loader.following"},
     "metrics": {"settings"},
 }
 # A package of someone else's, and the only modules of ours that may import it.
@@ -52,7 +54,7 @@ OWNERS = {
     "cryptography": {"signing", "tls"},
     "granian": {"server"},
     "joserfc": {"signing"},
-    "lmdb": {"reader", "loader.writer"},
+    "lmdb": {"reader", "loader.live", "loader.overlay", "loader.writer"},
     "obstore": {"objectstore"},
     "starlette": {"app"} | {name for name in MODULES if name.startswith("api.")},
     "prometheus_client": {"exposition", "api.admin"},
@@ -63,7 +65,7 @@ SERVING = {"app", "api", "watch", "server", "keeper", "exposition", "_front", "_
 SERVING |= {"life", "reload", "supervisor", "tls"}
 SURFACES = sorted(name for name in MODULES if name.startswith("api."))
 # All but what the dialects share.
-DIALECTS = set(SURFACES) - {"api.__init__", "api.dialect", "api.problems", "api.query"}
+DIALECTS = set(SURFACES) - {"api.__init__", "api.dialect", "api.pages", "api.problems", "api.query"}
 LOADERS = sorted(name for name in MODULES if name.startswith("loader."))
 
 

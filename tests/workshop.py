@@ -12,10 +12,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from edgeprofile import history, reader, settings, snapshot
+from edgeprofile.loader.following import follow
 from edgeprofile.loader.refresh import refresh
 from edgeprofile.record import Record
 
@@ -141,6 +143,11 @@ class Workshop:
         """What a build left behind that no snapshot is."""
         found = [*self.snapshots.glob(snapshot.BUILDING + "*"), *self.home.glob("*.new"), *self.home.glob(".scratch")]
         return sorted(path.name for path in found)
+
+
+def roll_back(home: Path) -> snapshot.Manifest:
+    """Makes the snapshot before the current one current, as an operator does."""
+    return snapshot.rollback(home, partial(follow, home))
 
 
 def environment() -> dict[str, str]:

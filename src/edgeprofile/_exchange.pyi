@@ -15,6 +15,9 @@ class Exchange:
     def header(self, name: bytes) -> bytes | None:
         """The value of a header by its name in lower case; None where it was not sent, or on several lines."""
 
+def unescaped(segment: bytes) -> bytes:
+    """A path's segment, percent-decoded once, which is UTF-8 and not empty. Raises MalformedPath."""
+
 def leave() -> None:
     """From now on, in this process, answers over HTTP/1 carry `connection: close`.
 

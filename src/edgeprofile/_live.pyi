@@ -32,5 +32,8 @@ class Live:
     def after(self, name: bytes, key: bytes) -> bytes | None:
         """The first key above this one, the first of all above an empty one; None where there is none."""
 
+    def entries(self, name: bytes) -> int:
+        """How many keys a database has."""
+
     def get(self, name: bytes, key: bytes) -> bytes | None:
         """A copy of a key's value, or None. Raises LiveDamaged."""

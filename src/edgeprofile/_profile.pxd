@@ -1,7 +1,7 @@
 # Records as dialects' answers have them, for compiled code that renders many.
 
 cimport cython
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from edgeprofile._record cimport Run, View
 from edgeprofile._store cimport Found, Store
@@ -10,6 +10,7 @@ from json_text cimport Buffer
 
 cdef enum:
     PARAMS_OPEN_BYTES = 10
+    TIME_BYTES_MAX = 26  # "YYYY-MM-DDTHH:MM:SS.mmmZ"
 
 
 cdef struct Item:
@@ -30,6 +31,8 @@ cdef class Template:
     cdef Item* items
     cdef int count, first_nested, open_bytes
     cdef list kept
+    cdef char time[TIME_BYTES_MAX]  # that was rendered last, and its day
+    cdef int64_t day
     cdef (const char*, size_t) keep(self, bytes text)
     cdef int keep_runs(self, Item* item, runs) except -1
 

@@ -30,8 +30,8 @@ class Template:
     - `(IF_TRUE, field, before)`: `before`, where the value is true
     - `(RUN, runs, before, after)`: the fields of these runs, as `"name":value,…`; nothing where there are none
     - `(OBJECT, runs, before, after)`: the same, the two texts also where there are none
-    - `(TIME_S, before, after)`, `(TIME_MS, before, after)`: the record's own time, of its update or of the event, as
-      `"YYYY-MM-DDTHH:MM:SSZ"` or with milliseconds
+    - `(TIME_S, before, after, field)`, `(TIME_MS, before, after, field)`: the record's own time, of its update or of
+      the event, as `"YYYY-MM-DDTHH:MM:SSZ"` or with milliseconds; if a field is given, its value where there is one
 
     Texts are bytes and may be left out from the right. Fields have the numbers of the schema; those from
     `first_nested` on (the audiences of a profile, the parameters of an event) stand in an object of their own, so

@@ -9,13 +9,21 @@ REASONS: Final[dict[int, str]]
 
 @final
 class Batch:
-    """What one stream became. Only `Encoder.encode` makes these.
+    """What one stream became, or a part of that with more rows in it.
 
     `segment` is the records, one behind the other; `entries` has (id, `reader.PLACE`) for each, in the order of
     rows; `contents` has 8 bytes for each that change with all but the time of the refresh; `hashes` has 4 bytes for
     each, of the field that is hashed, if one is; `refused` has (number of the row, reason).
     """
 
+    def __new__(
+        cls,
+        segment: bytes,
+        contents: bytes,
+        hashes: bytes,
+        entries: list[tuple[bytes, bytes]],
+        refused: list[tuple[int, str]],
+    ) -> Self: ...
     @property
     def segment(self) -> bytes: ...
     @property

@@ -16,6 +16,7 @@ cdef enum:
     IDENTIFIERS
     EVENTS
     HISTORIES
+    ORIGINALS
     DATABASES
 
 

@@ -4,7 +4,7 @@ from typing import Self, final
 
 @final
 class Tree:
-    """The five databases of a snapshot's file, for look-ups that need no LMDB. The file stays mapped as long as this.
+    """The six databases of a snapshot's file, for look-ups that need no LMDB. The file stays mapped as long as this.
 
     `file_bytes` is what the manifest says, and `names` is reader.DATABASES. Raises SnapshotDamaged or
     FormatUnsupported where the file is not what it should be, and OSError where it cannot be opened or mapped.

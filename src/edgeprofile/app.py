@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edgeprofile import limiter, snapshot
+from edgeprofile import limiter, snapshot, vendors
 from edgeprofile._exchange import ends_connection
 from edgeprofile._front import Front
 from edgeprofile._gate import Gate
@@ -19,7 +19,9 @@ from edgeprofile._lookup import Lookup
 from edgeprofile._metrics import Recorder, clock_ns
 from edgeprofile._store import Workspace
 from edgeprofile._surface import Surface
-from edgeprofile.api import dialect, insider, mparticle, native
+from edgeprofile.api import dialect, insider, intilery, mparticle, native
+from edgeprofile.api.batch import Batch
+from edgeprofile.api.erasure import Erasure
 from edgeprofile.api.problems import HANDLERS, problem
 from edgeprofile.api.tokens import PATH as TOKEN_PATH
 from edgeprofile.api.tokens import Tokens
@@ -39,6 +41,8 @@ from edgeprofile.watch import (
     Watcher,
 )
 
+# Which requests an app is for, and the app.
+Part = tuple[Callable[[Scope], bool], ASGIApp]
 SHARED_MAP = "shared.map"
 # How long a watcher's thread may hold up a lookup that waits for the interpreter.
 SWITCH_INTERVAL_S = 0.0005
@@ -81,21 +85,16 @@ def build_app(settings: Settings, life: Life | None = None) -> Front:
 
     signing = SigningKeys()
     service = dialect.Service(gate, shared, workspaces, settings.limits.response_bytes_max, signing)
-    surfaces = [Surface(lookup, recorder(Counted.NATIVE_BATCH), paths=(native.MANY_PATH,))]
-    partners = {name: each.insider for name, each in settings.workspaces.items() if each.insider}
-    if partners:
-        handler = insider.InsiderApi(service, partners)
-        surfaces.append(Surface(handler, recorder(Counted.INSIDER), paths=(insider.PATH,)))
-    mparticles = {name: each.mparticle for name, each in settings.workspaces.items() if each.mparticle}
-    if mparticles:
-        tokens = Tokens(service, {name: table.audience for name, table in mparticles.items()})
-        profiles = mparticle.Dialect(service, mparticles)
-        surfaces.append(Surface(tokens, recorder(Counted.MPARTICLE), paths=(TOKEN_PATH,)))
-        surfaces.append(Surface(profiles, recorder(Counted.MPARTICLE), prefixes=(mparticle.PREFIX,)))
+    erasure = Erasure(service, settings.data_dir)
+    parts: list[Part] = [(erasure.claims, _recorded(erasure, recorder(Counted.NATIVE)))]
+    if batches := settings.tables_of(vendors.Batch):
+        batch = Batch(service, batches, settings.data_dir)
+        parts.append((batch.claims, _recorded(batch, recorder(Counted.BATCH))))
+    many = Surface(lookup, recorder(Counted.NATIVE_BATCH), paths=(native.MANY_PATH,))
     front = Front(
-        _recorded(app, recorder(Counted.OTHER)),
+        _parted(parts, _recorded(app, recorder(Counted.OTHER))),
         lookup,
-        surfaces,
+        [many, *_dialects(settings, service, recorder)],
         shared,
         recorder=recorder(Counted.NATIVE),
         damaged_counter=Counter.RECORDS_DAMAGED,
@@ -107,6 +106,21 @@ def build_app(settings: Settings, life: Life | None = None) -> Front:
         watched.append(SigningWatcher(settings.data_dir, signing))
     watched.append(life)  # the last one, whose first poll says that all is ready
     return front
+
+
+def _dialects(
+    settings: Settings, service: dialect.Service, recorder: Callable[[Counted], Recorder]
+) -> Iterator[Surface]:
+    """The vendors' read APIs, each where a workspace has its table."""
+    if partners := settings.tables_of(vendors.Insider):
+        yield Surface(insider.InsiderApi(service, partners), recorder(Counted.INSIDER), paths=(insider.PATH,))
+    if places := settings.tables_of(vendors.MParticle):
+        tokens = Tokens(service, {name: table.audience for name, table in places.items()})
+        yield Surface(tokens, recorder(Counted.MPARTICLE), paths=(TOKEN_PATH,))
+        profiles = mparticle.Dialect(service, places)
+        yield Surface(profiles, recorder(Counted.MPARTICLE), prefixes=(mparticle.PREFIX,))
+    if brands := settings.tables_of(vendors.Intilery):
+        yield Surface(intilery.IntileryApi(service, brands), recorder(Counted.INTILERY), prefixes=(intilery.PREFIX,))
 
 
 def open_shared(settings: Settings) -> SharedMap:
@@ -128,6 +142,17 @@ async def _watching(watchers: list[Watcher]) -> AsyncIterator[None]:
     yield
     for watcher in watchers:
         watcher.stop()
+
+
+def _parted(parts: list[Part], rest: ASGIApp) -> ASGIApp:
+    """The first of these apps that claims a request answers it, or else `rest`, which has the lifespan too."""
+
+    async def parted(scope: Scope, receive: Receive, send: Send) -> None:
+        is_request = scope["type"] == "http"
+        app = next((app for claims, app in parts if is_request and claims(scope)), rest)
+        await app(scope, receive, send)
+
+    return parted
 
 
 def _recorded(app: ASGIApp, recorder: Recorder) -> ASGIApp:

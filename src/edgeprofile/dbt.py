@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from edgeprofile.errors import ModelError, UsageError
-from edgeprofile.settings import Duration, Lower, Name, Switch
+from edgeprofile.kinds import Duration, Lower, Name, Switch
 from edgeprofile.tables import Fault, described, read_struct
 
 Read = TypeVar("Read", bound=Struct)

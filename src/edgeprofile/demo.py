@@ -60,7 +60,8 @@ def load_shop(file: Path) -> int:
 
 def fresh_key(data_dir: Path) -> str:
     """A key for this run of the demo, which ends by itself; those of other runs, which may go on, stay good."""
-    return keys.create(data_dir, WORKSPACE, name="demo", expires_at=int(time.time()) + KEY_SECONDS)[0]
+    expires_at = int(time.time()) + KEY_SECONDS
+    return keys.create(data_dir, WORKSPACE, name="demo", scopes=keys.SCOPES, expires_at=expires_at)[0]
 
 
 def serve_and_announce(settings: Settings, port: int, admin_port: int, key: str) -> int:

@@ -8,6 +8,7 @@ EdgeprofileError                  anything below; has a `hint` for whoever must 
 ├── SourceError                   the warehouse did not answer the model    exit status 1
 ├── ObjectStoreError              the store of replicas did not do its part exit status 1
 ├── RefreshRefused                a guard would not let a result go out     exit status 1
+├── InvalidChange                 the loader was asked for what it cannot read
 ├── StoreError                    what is on disk cannot be used            exit status 1
 │   ├── NoSnapshot                nothing is published yet
 │   ├── SnapshotDamaged           a file is not what its manifest says
@@ -32,6 +33,7 @@ EdgeprofileError                  anything below; has a `hint` for whoever must 
     ├── AnswerTooLarge            413 answer_too_large
     ├── BodyTooLarge              413 body_too_large
     ├── UrlTooLong                414 url_too_long
+    ├── UnsupportedMediaType      415 unsupported_media_type
     ├── RateLimited               429 rate_limited
     ├── HeadersTooLarge           431 headers_too_large
     ├── InternalError             500 internal_error
@@ -104,6 +106,10 @@ class RefreshRefused(EdgeprofileError):
     def __init__(self, message: str, *, outcome: str, hint: str | None = None) -> None:
         super().__init__(message, hint=hint)
         self.outcome = outcome
+
+
+class InvalidChange(EdgeprofileError):
+    """A request to the loader is not as it should be; the message says where in it."""
 
 
 class StoreError(EdgeprofileError):
@@ -206,11 +212,8 @@ class Unauthorized(ApiError):
 
     status, code, title = 401, "unauthorized", "Unauthorized"
 
-    def __init__(self) -> None:
-        super().__init__(
-            "A valid API key is required: Authorization: Bearer <key>.",
-            headers=[(b"www-authenticate", b"Bearer")],
-        )
+    def __init__(self, detail: str = "A valid API key is required: Authorization: Bearer <key>.") -> None:
+        super().__init__(detail, headers=[(b"www-authenticate", b"Bearer")])
 
 
 class Forbidden(ApiError):
@@ -287,6 +290,12 @@ class UrlTooLong(ApiError):
         super().__init__(f"Path and query together may have {bytes_max} bytes.")
 
 
+class UnsupportedMediaType(ApiError):
+    """The body is of a type or an encoding that the route does not read."""
+
+    status, code, title = 415, "unsupported_media_type", "Unsupported media type"
+
+
 class RateLimited(ApiError):
     """The key's buckets are empty; `retry_after_s` whole seconds from now one request will pass."""
 
@@ -332,6 +341,14 @@ class NotReady(ApiError):
 
 
 class LoaderUnavailable(ApiError):
-    """The loader, which writes, is not running."""
+    """The loader, which writes, is not running, or did not say that it wrote: the caller has to ask again."""
 
     status, code, title = 503, "loader_unavailable", "Loader unavailable"
+
+    def __init__(self, detail: str = "Nothing can be written right now.", retry_after_s: int = 5) -> None:
+        super().__init__(
+            f"{detail} Try again in {retry_after_s} s.",
+            members={"retry_after": retry_after_s},
+            headers=[(b"retry-after", b"%d" % retry_after_s)],
+        )
+        self.retry_after_s = retry_after_s

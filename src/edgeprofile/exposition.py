@@ -24,6 +24,7 @@ from edgeprofile import locks, outcomes, snapshot
 from edgeprofile._limiter import SharedMap
 from edgeprofile.errors import EdgeprofileError
 from edgeprofile.metrics import BOUNDS_NS, OTHER_STATUS, STATUSES, Counter, Surface, limited_slot, slots
+from edgeprofile.reader import live_profiles
 from edgeprofile.settings import Settings
 
 # On in every service; the others are shown once they have had a request.
@@ -86,12 +87,13 @@ class Exposition(Collector):
     def _snapshots(self) -> Iterator[Metric]:
         """What is published, of each workspace where that is whole as far as its manifest tells."""
         info = InfoMetricFamily("edgeprofile_snapshot", "The published snapshot.", labels=["workspace"])
-        age, staleness, profiles = (
+        age, staleness, profiles, live = (
             GaugeMetricFamily(name, meaning, labels=["workspace"])
             for name, meaning in (
                 ("edgeprofile_snapshot_age_seconds", "Age of the published snapshot."),
                 ("edgeprofile_staleness_seconds", "Since the warehouse was last seen to hold what is served."),
                 ("edgeprofile_profiles", "Profiles in the published snapshot."),
+                ("edgeprofile_live_profiles", "Profiles that changed since that snapshot."),
             )
         )
         rejected = GaugeMetricFamily(
@@ -108,10 +110,11 @@ class Exposition(Collector):
                 age.add_metric([name], max(0.0, now - manifest.finished_at))
                 staleness.add_metric([name], max(0.0, now - outcomes.read(home).seen_at(manifest)))
                 profiles.add_metric([name], manifest.profiles)
+                live.add_metric([name], live_profiles(snapshot.folder(home, manifest.name)))
                 for model, counts in (("profiles", manifest.rejected), ("events", manifest.events_rejected)):
                     for reason, count in counts.items():
                         rejected.add_metric([name, model, reason], count)
-        yield from (info, age, staleness, profiles, rejected)
+        yield from (info, age, staleness, profiles, live, rejected)
 
     def _refreshes(self) -> Iterator[Metric]:
         """How loading goes, which is another process's doing: all of it is read from the workspaces' folders."""

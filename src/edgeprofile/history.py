@@ -9,7 +9,8 @@ read:
     directory   check (4 bytes, as in record.index_entry: of all that follows, seeded by the primary id), and for
                 each block, the newest first, BLOCK: time of its newest and of its oldest event, microseconds since
                 1970; `names`, with bit `hash & 63` set for each event's name; check of the block's index, seeded by
-                the primary id; segment, offset and length of the block; number of its events; 0 (8 bytes)
+                the primary id; segment, offset and length of the block; number of its events; 0, or LIVE for a block
+                of the live layer, whose number there is segment << 32 | offset (8 bytes)
     block       index, then the records, one behind the other
     index       for each event MARK: its time, the hash of its name, where in the block its record begins
 
@@ -28,10 +29,11 @@ from typing import NamedTuple
 import msgspec
 
 from edgeprofile.errors import RecordDamaged
-from edgeprofile.record import PARAMS_OPEN, Field, Record, Type, checksum, encode_fields
+from edgeprofile.record import PARAMS_OPEN, Checksum, Field, Record, Type, checksum, encode_fields
 
 BLOCK_EVENTS_MAX = 128
 BLOCK_BYTES_MAX = 64 * 1024
+LIVE = 1
 CHECK = struct.Struct("<I")
 BLOCK = struct.Struct("<qqQQIIIIQ")
 MARK = struct.Struct("<qII")
@@ -51,6 +53,10 @@ class EventsSchema(msgspec.Struct, frozen=True):
     @property
     def first_param(self) -> int:
         return 2 + self.has_id
+
+
+# Of a workspace whose events are all of updates.
+WITHOUT_MODEL = EventsSchema(False, ())
 
 
 class Event(NamedTuple):
@@ -113,7 +119,14 @@ def cut(events: Sequence[Event]) -> Iterator[list[Event]]:
         yield block
 
 
-def write_block(primary: str, events: Sequence[Event], segment: int, offset: int) -> tuple[Block, bytes]:
+def write_block(
+    primary: str,
+    events: Sequence[Event],
+    segment: int,
+    offset: int,
+    reserved: int = 0,
+    checksum: Checksum = checksum,
+) -> tuple[Block, bytes]:
     """A block that is to stand there, and its entry in the directory."""
     index, start, names = b"", MARK.size * len(events), 0
     for event in events:
@@ -121,11 +134,11 @@ def write_block(primary: str, events: Sequence[Event], segment: int, offset: int
         start += len(event.record)
         names |= 1 << (event.name_hash & 63)
     check = checksum(checksum(0, primary.encode()), index)
-    entry = Block(events[0].time_us, events[-1].time_us, names, check, segment, offset, start, len(events))
+    entry = Block(events[0].time_us, events[-1].time_us, names, check, segment, offset, start, len(events), reserved)
     return entry, index + b"".join(event.record for event in events)
 
 
-def write_directory(primary: str, blocks: Sequence[Block]) -> bytes:
+def write_directory(primary: str, blocks: Sequence[Block], checksum: Checksum = checksum) -> bytes:
     """What stands under the primary id."""
     entries = b"".join(BLOCK.pack(*block) for block in blocks)
     return CHECK.pack(checksum(checksum(0, primary.encode()), entries) & 0xFFFFFFFF) + entries
@@ -134,18 +147,18 @@ def write_directory(primary: str, blocks: Sequence[Block]) -> bytes:
 # --- reading -------------------------------------------------------------------------------------------------------
 
 
-def read_directory(primary: str, directory: bytes) -> list[Block]:
+def read_directory(primary: str, directory: bytes, checksum: Checksum = checksum) -> list[Block]:
     """The blocks of a history, the newest first. Raises RecordDamaged."""
     entries = directory[CHECK.size :]
     if not entries or len(entries) % BLOCK.size:
         raise RecordDamaged("a directory of events has an impossible length")
     blocks = [Block(*fields) for fields in BLOCK.iter_unpack(entries)]
-    if write_directory(primary, blocks) != directory:
+    if write_directory(primary, blocks, checksum) != directory:
         raise RecordDamaged("a directory of events does not match its checksum")
     return blocks
 
 
-def read_block(primary: str, block: Block, content: bytes) -> list[Event]:
+def read_block(primary: str, block: Block, content: bytes, checksum: Checksum = checksum) -> list[Event]:
     """The events of a block, of which only the index is checked; `content` is all of it. Raises RecordDamaged."""
     index = content[: MARK.size * block.count]
     if len(content) != block.length or len(index) != MARK.size * block.count or not block.count:

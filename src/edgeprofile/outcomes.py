@@ -26,7 +26,8 @@ REASONS = {
     DiskFull: "disk_full",
     StoreError: "store_error",
 }
-SUCCESSES = ("published", "unchanged")
+DELTA = "delta"
+SUCCESSES = ("published", "unchanged", DELTA)
 ROLLED_BACK = "rolled_back"
 # What becomes of a refresh that is not begun: it is tried again later, and not noted.
 BUSY = "busy"
@@ -35,9 +36,10 @@ BUSY = "busy"
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """How a refresh ended, or that somebody rolled back. Times are seconds since 1970; `seconds` is how long it took.
 
-    `outcome` is `published`, `unchanged`, or the reason why not: `model_error`, `source_error`, `too_many_rejects`,
-    `empty`, `shrunk`, `disk_full`, `store_error`, `interrupted`, `timed_out`, `crashed`, `settings_error`; or it
-    is `rolled_back`. `evicted` is as in snapshot.Manifest.
+    `outcome` is `published`, `unchanged`, `delta`, or the reason why not: `model_error`, `source_error`,
+    `too_many_rejects`, `empty`, `shrunk`, `disk_full`, `store_error`, `interrupted`, `timed_out`, `crashed`,
+    `settings_error`; or it is `rolled_back`. `evicted` is as in snapshot.Manifest. Of a delta refresh, `changed` and
+    `deleted` count profiles, and all other counts are the snapshot's.
     """
 
     outcome: str
@@ -50,6 +52,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     events: int = 0
     rejected: int = 0
     evicted: int | None = None
+    changed: int | None = None
+    deleted: int | None = None
 
 
 class Attempt(NamedTuple):
@@ -89,12 +93,14 @@ def _reason(error: EdgeprofileError) -> str:
 class Outcomes(msgspec.Struct, frozen=True, kw_only=True):
     """What refresh.json holds. `last` has the oldest first; `counts`, `seconds` and `evicted` are sums over all.
 
-    `settled` is the last that said what is to be served: `published`, `unchanged` or `rolled_back`.
+    `settled` is the last that said what is to be served: a success or `rolled_back`. `deltas` counts those since the
+    last full refresh.
     """
 
     counts: dict[str, int] = {}
     seconds: float = 0.0
     evicted: int = 0
+    deltas: int = 0
     settled: Outcome | None = None
     last: list[Outcome] = []
 
@@ -122,10 +128,12 @@ class Outcomes(msgspec.Struct, frozen=True, kw_only=True):
     def plus(self, outcome: Outcome) -> Outcomes:
         """These and one more."""
         name = outcome.outcome
+        deltas = self.deltas if name not in SUCCESSES else self.deltas + 1 if name == DELTA else 0
         return Outcomes(
             counts=self.counts | {name: self.counts.get(name, 0) + 1},
             seconds=self.seconds + outcome.seconds,
             evicted=self.evicted + (outcome.evicted or 0),
+            deltas=deltas,
             settled=outcome if name in (*SUCCESSES, ROLLED_BACK) else self.settled,
             last=[*self.last, outcome][-KEPT:],
         )

@@ -1,6 +1,6 @@
 """A published snapshot, opened for reading: all that workers and tools know of LMDB.
 
-Five databases in one file:
+Six databases in one file:
 
     records      segment number (4 bytes, big-endian)         → many records, one behind the other
     profiles     primary id                                   → where its record is: PLACE
@@ -8,6 +8,8 @@ Five databases in one file:
                  the normalized value                            record.index_entry
     events       segment number (4 bytes, big-endian)         → many blocks of events, one behind the other
     histories    primary id                                   → where its blocks are: history.py's directory
+    originals    primary id of a profile over which updates   → where the record of its row alone is: PLACE;
+                 were laid                                       empty for one that the model does not have
 
 Records stand together in segments because a page of LMDB holds a whole number of small values: an 800-byte
 record on its own would waste a fifth of the file, one of 2.1 KB half of it.
@@ -29,6 +31,7 @@ import msgspec
 from edgeprofile import snapshot
 from edgeprofile._history import check_history
 from edgeprofile._identifiers import ids_of
+from edgeprofile._live import Live
 from edgeprofile._record import check
 from edgeprofile._tree import Tree
 from edgeprofile.errors import FormatUnsupported, LiveDamaged, RecordDamaged, SnapshotDamaged, StoreError
@@ -39,15 +42,22 @@ T = TypeVar("T")
 LIB_VERSION = 0  # LMDB's file format 0.9
 KEY_BYTES_MAX = 511
 VERIFY_SECONDS_MAX = 600
-DATABASES = RECORDS, PROFILES, IDENTIFIERS, EVENTS, HISTORIES = (
+DATABASES = RECORDS, PROFILES, IDENTIFIERS, EVENTS, HISTORIES, ORIGINALS = (
     b"records",
     b"profiles",
     b"identifiers",
     b"events",
     b"histories",
+    b"originals",
 )
 # Of a live layer, see loader.live.
-LIVE_DATABASES = (b"profiles", b"identifiers", b"histories", b"events", b"meta")
+LIVE_DATABASES = LIVE_PROFILES, LIVE_IDENTIFIERS, LIVE_HISTORIES, LIVE_EVENTS, LIVE_META = (
+    b"profiles",
+    b"identifiers",
+    b"histories",
+    b"events",
+    b"meta",
+)
 SEGMENT_KEY = struct.Struct(">I")
 NAMESPACE_KEY = struct.Struct(">H")
 PLACE = struct.Struct("<III")  # segment, offset, length
@@ -93,7 +103,7 @@ class Reader:
             raise
 
     def _open_databases(self) -> None:
-        self.records, self.profiles, self.identifiers, self.events, self.histories = (
+        self.records, self.profiles, self.identifiers, self.events, self.histories, self.originals = (
             self.env.open_db(name, create=False) for name in DATABASES
         )
         self.txn = self.env.begin(buffers=True)
@@ -117,11 +127,17 @@ class Reader:
 
     def record(self, primary: str) -> memoryview | None:
         """The bytes of a profile's record, unchecked; None where there is no such profile."""
-        key = primary.encode()
-        if not 0 < len(key) <= KEY_BYTES_MAX:
-            return None
-        place = self.txn.get(key, db=self.profiles)
+        return self.record_of(primary.encode())
+
+    def record_of(self, key: bytes) -> memoryview | None:
+        """The same, by the id in UTF-8."""
+        place = self.txn.get(key, db=self.profiles) if 0 < len(key) <= KEY_BYTES_MAX else None
         return None if place is None else self._at(place)
+
+    def original_of(self, key: bytes) -> memoryview | None:
+        """The record of a profile's row alone, where updates were laid over it: empty where there is no row."""
+        place = self.txn.get(key, db=self.originals) if 0 < len(key) <= KEY_BYTES_MAX else None
+        return self._at(place) if place else place
 
     def _at(self, place: memoryview) -> memoryview:
         try:
@@ -135,8 +151,16 @@ class Reader:
         """The primary ids of the profiles that have an identifier, the most recently updated first."""
         number, how = next((n, s.normalize) for n, s in enumerate(self.schema.namespaces) if s.name == namespace)
         key = NAMESPACE_KEY.pack(number) + normalize(value, how).encode()
-        found = self.txn.get(key, db=self.identifiers) if len(key) <= KEY_BYTES_MAX else None
-        return [] if found is None else [primary.decode() for primary in ids_of(key, found)]
+        return [primary.decode() for primary in self.primaries_of(key)]
+
+    def primaries_of(self, key: bytes) -> list[bytes]:
+        """The same, by the key of the index."""
+        found = self.index_entry_of(key)
+        return [] if found is None else ids_of(key, found)
+
+    def index_entry_of(self, key: bytes) -> memoryview | None:
+        """What stands in the index under a key, unchecked: see record.index_entry."""
+        return self.txn.get(key, db=self.identifiers) if len(key) <= KEY_BYTES_MAX else None
 
     def directory(self, primary: str) -> memoryview | None:
         """Where a profile's events are (see history.py), unchecked; None where it has none."""
@@ -182,6 +206,12 @@ class Reader:
             for key, found in cursor:
                 if any(self.record(primary.decode()) is None for primary in ids_of(bytes(key), found)):
                     raise SnapshotDamaged(f"snapshot {self.name}: an identifier leads to no profile")
+        with self.txn.cursor(self.originals) as cursor:
+            for key, place in cursor:
+                if self.txn.get(key, db=self.profiles) is None:
+                    raise SnapshotDamaged(f"snapshot {self.name}: updates belong to no profile")
+                if place:
+                    check(self._at(place), bytes(key))
         self._check_histories()
         return checked
 
@@ -222,6 +252,15 @@ def _decoded(content: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(content, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         raise LiveDamaged("a schema of the live layer is damaged") from None
+
+
+def live_profiles(folder: Path) -> int:
+    """How many profiles changed since a snapshot, new ones and those that are gone included. Raises LiveDamaged."""
+    try:
+        live = Live(folder / snapshot.LIVE, folder / snapshot.SEQUENCE, LIVE_DATABASES)
+    except OSError:
+        return 0
+    return live.entries(LIVE_PROFILES)
 
 
 def open_current(home: Path) -> Reader:

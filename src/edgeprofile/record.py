@@ -32,7 +32,7 @@ import functools
 import json
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from enum import IntEnum
 from typing import Literal
@@ -54,6 +54,8 @@ SECTIONS = ("identifiers", "attributes", "metrics", "audiences")
 Section = Literal["identifiers", "attributes", "metrics", "audiences"]
 # A choice of fields: ascending, non-overlapping runs [first, last) of field numbers.
 Runs = tuple[tuple[int, int], ...]
+# `checksum`, or `_record.check_of`, which is compiled.
+Checksum = Callable[[int, bytes], int]
 WHOLE: Runs = ((0, FIELDS_MAX),)
 
 
@@ -327,7 +329,7 @@ def record_check(primary: bytes, record: bytes) -> int:
     return checksum(seed, record[16:])
 
 
-def index_entry(key: bytes, primaries: Sequence[str]) -> bytes:
+def index_entry(key: bytes, primaries: Sequence[str], checksum: Checksum = checksum) -> bytes:
     """What stands in the index of identifiers under `key`: a check of 4 bytes, seeded by it, and the primary ids,
     each behind its length in two bytes."""
     ids = b"".join(struct.pack("<H", len(primary)) + primary for primary in map(str.encode, primaries))

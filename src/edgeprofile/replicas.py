@@ -19,6 +19,7 @@ import re
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal, NamedTuple, TypeVar
 
@@ -34,6 +35,7 @@ from edgeprofile.errors import (
     StoreError,
     UsageError,
 )
+from edgeprofile.loader.following import follow
 from edgeprofile.objectstore import SEND_AGAIN, Store
 from edgeprofile.reader import read_back
 from edgeprofile.settings import Settings
@@ -319,7 +321,8 @@ def _publish(home: Path, building: Path, manifest: snapshot.Manifest, at: snapsh
         with contextlib.suppress(FileNotFoundError):
             snapshot.folder(home, made.name).rename(building.with_name(f"{snapshot.BUILDING}{made.name}"))
 
-    snapshot.publish(home, building, manifest_of, verify, manifest.file_bytes, at)
+    # Nothing is live of a replica, but it has the files in which it would be.
+    snapshot.publish(home, building, manifest_of, verify, partial(follow, home), manifest.file_bytes, at)
 
 
 # --- both ways -----------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -23,7 +24,7 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
 from granian.server.embed import Server as EmbeddedServer
 
-from edgeprofile import signing, tls
+from edgeprofile import gateway, signing, tls
 from edgeprofile._front import Front
 from edgeprofile.api.admin import build_admin
 from edgeprofile.app import build_app, open_shared
@@ -128,26 +129,39 @@ def serve(settings: Settings) -> None:
     log.info("serving on %s://%s:%d with %d workers", scheme, host, port, workers)
     _say_expiry(setup.identity)
     started_at = time.time()
-    keepers: list[Keeper] = []
     if admin_port:
         log.info("metrics on http://%s:%d/metrics", admin_host, admin_port)
-        keepers.append(Keeper("edgeprofile-adm", partial(_serve_admin, settings, admin_host, started_at, listeners)))
+
+    # All are forked before the first has a thread to look after it.
+    keepers = {name: Keeper(name, work) for name, work in _works(settings, admin_host, started_at, listeners)}
 
     def reload(old: Setup) -> Setup:
         new = _reread(old)
-        for keeper in keepers if new is not old else ():
-            keeper.renew(partial(_serve_admin, new.settings, admin_host, started_at, listeners))
+        if new is not old:
+            for name, work in _works(new.settings, admin_host, started_at, listeners):
+                if name in keepers:
+                    keepers[name].renew(work)
         return new
 
     def renew(old: Setup) -> Setup:
         return _reidentified(old) if renewals.poll(old.settings) else old
 
     with contextlib.ExitStack() as running:
-        for keeper in keepers:
+        for keeper in keepers.values():
             running.enter_context(keeper)
         status = Supervisor(setup, listeners, partial(_launch, listeners), reload=reload, renew=renew).run()
     if status:
         sys.exit(status)
+
+
+def _works(
+    settings: Settings, admin_host: str, started_at: float, listeners: list[socket.socket]
+) -> Iterator[tuple[str, Callable[[], None]]]:
+    """What is done beside the workers, each in a process of its own."""
+    if settings.server.admin_port:
+        yield "edgeprofile-adm", partial(_serve_admin, settings, admin_host, started_at, listeners)
+    if gateway.served(settings):
+        yield "edgeprofile-gtw", partial(_serve_gateway, settings, listeners)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -271,6 +285,16 @@ def _load(settings: Settings, listeners: list[socket.socket], number: int, pulse
         return front
     except Exception as error:
         log.error("the worker cannot start: %s", error)
+        sys.exit(1)
+
+
+def _serve_gateway(settings: Settings, listeners: list[socket.socket]) -> None:
+    """Runs in the gateway's process, until that is told to end or is killed."""
+    try:
+        _close(listeners)
+        gateway.run(settings, open_shared(settings))
+    except Exception as error:
+        log.error("the gateway cannot serve: %s", error)
         sys.exit(1)
 
 

@@ -8,61 +8,46 @@ import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, TypeVar
 
-from msgspec import Meta, Struct, structs
+from msgspec import Struct, structs
 
 from edgeprofile.errors import SettingsError
+from edgeprofile.kinds import (
+    Bytes,
+    Column,
+    Count,
+    Duration,
+    FilePath,
+    Header,
+    Kept,
+    Lower,
+    Name,
+    Parallel,
+    Port,
+    PortOrNone,
+    Rate,
+    Seconds,
+    Share,
+    Size,
+    Sql,
+    Switch,
+    Text,
+    Url,
+    seconds,
+)
 from edgeprofile.tables import Fault, Key, default_of, described, leaves, override, read_struct, read_text, shown
+from edgeprofile.vendors import Batch, Insider, Intilery, MParticle
 
+T = TypeVar("T")
 FILE = "edgeprofile.toml"
 # Each has a counter of its own in the shared file.
 WORKSPACES_MAX = 1_000
-DURATION_UNITS_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
-
-# Every number is bounded on both sides: TOML's nan and inf must not reach anybody's arithmetic.
-Port = Annotated[int, Meta(ge=1, le=65_535)]
-PortOrNone = Annotated[int, Meta(ge=0, le=65_535)]
-Count = Annotated[int, Meta(ge=0, le=1_024)]
-Kept = Annotated[int, Meta(ge=1, le=1_024)]
-Parallel = Annotated[int, Meta(ge=1, le=64)]
-Bytes = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-Rate = Annotated[float, Meta(ge=0.001, le=1_000_000)]
-Seconds = Annotated[float, Meta(ge=0, le=86_400)]
-Cost = Annotated[float, Meta(ge=0, le=1_000_000)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-# Every other type says itself what it expects.
-Switch = Annotated[bool, Meta(extra={"expected": "true or false"})]
-FilePath = Annotated[Path, Meta(extra={"expected": "a path"})]
-Lower = Annotated[Literal["lower"], Meta(extra={"expected": '"lower"'})]
-Text = Annotated[str, Meta(min_length=1, extra={"expected": "text"})]
-Column = Annotated[str, Meta(min_length=1, extra={"expected": "a column"})]
-_COLUMNS = "a column or a list of columns"
-Columns = Annotated[Column | Annotated[tuple[Column, ...], Meta(min_length=1)], Meta(extra={"expected": _COLUMNS})]
-Sql = Annotated[str, Meta(min_length=1, extra={"expected": "SQL, or a path that ends in .sql"})]
-Url = Annotated[str, Meta(min_length=1, extra={"expected": "a URL such as duckdb:///FILE"})]
-Partner = Annotated[str, Meta(pattern=r"\A[a-z0-9._-]{1,64}\Z", extra={"expected": "a name in lower case"})]
-Segment = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._~-]{1,64}\Z", extra={"expected": "a name without /, for paths"})]
-Audience = Annotated[str, Meta(pattern=r"\A[!-~]{1,255}\Z", extra={"expected": "a URL, or a name without spaces"})]
-Header = Annotated[str, Meta(pattern=r"\A[\x20-\x7e]*\Z", extra={"expected": "text in printable ASCII"})]
-# So few digits that every duration fits the timers of the system.
-_DURATION = r"\A(?=.*[1-9])([0-9]{1,4}d)?([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?\Z"
-Duration = Annotated[str, Meta(pattern=_DURATION, extra={"expected": 'a duration such as "30s", "5m" or "1h30m"'})]
-_SIZE = r"(?i)\A(?=.*[1-9])[0-9]{1,15} ?([KMGT]I?)?B\Z"
-Size = Annotated[str, Meta(pattern=_SIZE, extra={"expected": 'a size such as "512MB" or "2GiB"'})]
-_NAME = "a name of up to 63 of a-z, 0-9, _ and -, which starts with a letter or digit"  # it names a folder too
-Name = Annotated[str, Meta(pattern=r"\A[a-z0-9][a-z0-9_-]{0,62}\Z", extra={"expected": _NAME})]
-
 # The warehouses, by the schemes of their URLs.
 SCHEMES = ("duckdb", "postgresql", "postgres", "snowflake", "bigquery", "grpc", "grpc+tls")
 
 # The vendors whose APIs a workspace may be served by, each where its table stands.
-DIALECTS = ("insider", "mparticle", "intilery")
-
-
-def _seconds(duration: str) -> float:
-    parts = re.findall(r"([0-9]+)([dhms])", duration)
-    return float(sum(int(digits) * DURATION_UNITS_S[unit] for digits, unit in parts))
+DIALECTS = ("insider", "mparticle", "intilery", "batch")
 
 
 class Server(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,7 +107,7 @@ class Loader(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def timeout_s(self) -> float:
-        return _seconds(self.timeout)
+        return seconds(self.timeout)
 
     @property
     def memory_limit_bytes(self) -> int:
@@ -154,7 +139,7 @@ class Source(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def timeout_s(self) -> float:
-        return _seconds(self.timeout)
+        return seconds(self.timeout)
 
     @property
     def database(self) -> Path | None:
@@ -179,13 +164,14 @@ class Profiles(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sql: Sql
     id: Column
     updated_at: Column | None = None
+    deleted: Column | None = None
     identifiers: tuple[Identifier, ...] = ()
     audiences: tuple[Column, ...] = ()
     metrics: tuple[Column, ...] = ()
     text: str = ""
 
     def __post_init__(self) -> None:
-        columns = [("id", self.id), ("updated_at", self.updated_at)]
+        columns = [("id", self.id), ("updated_at", self.updated_at), ("deleted", self.deleted)]
         columns += [("identifiers", identifier.column) for identifier in self.identifiers]
         columns += [("audiences", column) for column in self.audiences]
         columns += [("metrics", column) for column in self.metrics]
@@ -216,107 +202,14 @@ def _declared_once(columns: list[tuple[str, Any]]) -> None:
             declared[column] = name
 
 
-class Insider(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Insider's user profile API. Their identifiers are found in our namespaces.
-
-    A request costs `base_cost` + `event_type_cost` for each type of event that it asks for, times `user_base_factor`.
-    """
-
-    partner: Partner
-    identifiers: dict[Text, Column] = {}
-    custom_identifiers: dict[Text, Column] = {}
-    quota_per_minute: Rate = 1000.0
-    base_cost: Cost = 1.0
-    event_type_cost: Cost = 0.5
-    user_base_factor: Cost = 1.0
-
-    @property
-    def namespaces(self) -> dict[Key, str]:
-        """The namespaces that it names, by the keys that do."""
-        return _values("identifiers", self.identifiers) | _values("custom_identifiers", self.custom_identifiers)
-
-
-class MParticle(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """mParticle's Profile API. `mpid` is the namespace of the 64-bit id; `created` and what follows it are columns."""
-
-    org: Segment
-    account: Segment
-    workspace: Segment
-    mpid: Column
-    user_identities: dict[Text, Columns] = {}
-    device_identities: dict[Text, Columns] = {}
-    immutable: tuple[Text, ...] = ()
-    created: Column | None = None
-    opted_out: Column | None = None
-    limit_ad_tracking: Column | None = None
-    attribution: Column | None = None
-    values_as_text: Switch = True
-    audience: Audience = "https://api.mparticle.com"
-
-    def __post_init__(self) -> None:
-        if self.org == "resolve":
-            raise Fault(("org",), "another name than that in the path of resolve", shown(self.org))
-        known = {**self.user_identities, **self.device_identities}
-        for kind in self.immutable:
-            if not isinstance(known.get(kind), str):
-                expected = "types of user_identities or device_identities, of one column each"
-                raise Fault(("immutable",), expected, shown(kind))
-
-    @property
-    def namespaces(self) -> dict[Key, str]:
-        """The namespaces that it names, by the keys that do."""
-        named: dict[Key, str] = {("mpid",): self.mpid}
-        for key in ("user_identities", "device_identities"):
-            for kind, columns in getattr(self, key).items():
-                one = isinstance(columns, str)
-                named |= {(key, kind): columns} if one else {(key, kind, at): each for at, each in enumerate(columns)}
-        return named
-
-    @property
-    def columns(self) -> dict[str, str]:
-        """The columns of the model that it names, by the keys that do."""
-        keys = ("created", "opted_out", "limit_ad_tracking", "attribution")
-        return {key: column for key in keys if (column := getattr(self, key)) is not None}
-
-
-class Intilery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Intilery's Profiles API. Its `id_types` are found in our namespaces: without them, `id` and `userId` are the
-    primary id, and `email` the namespace of that name.
-
-    `created` and `created_by` are columns that only its metadata has, as `createdTime` and `createdBy`; `source` and
-    `received` are parameters of the events. Its limits take the place of [limits] for keys that carry none.
-    """
-
-    client: Segment
-    account: Segment
-    brand: Segment
-    id_types: dict[Text, Column] = {}
-    rate: Rate = 100.0
-    burst: Rate = 500.0
-    created: Column | None = None
-    created_by: Column | None = None
-    source: Column | None = None
-    received: Column | None = None
-
-    def __post_init__(self) -> None:
-        if self.burst < self.rate:
-            raise Fault(("burst",), f"a number of at least its rate ({self.rate:.15g})", f"{self.burst:.15g}")
-
-    @property
-    def namespaces(self) -> dict[Key, str]:
-        """The namespaces that it names, by the keys that do."""
-        return _values("id_types", self.id_types)
-
-
-def _values(name: str, table: Mapping[str, str]) -> dict[Key, str]:
-    return {(name, theirs): ours for theirs, ours in table.items()}
-
-
 class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One company's dataset. `keep` counts snapshots; the two shares are of rows and of profiles."""
 
     refresh: Duration = "5m"
+    full_refresh: Kept = 12
+    overlap: Duration = "1m"
     keep: Kept = 2
+    erase_within: Duration = "24h"
     rejects_max: Share = 0.01
     shrink_max: Share = 0.5
     source: Source
@@ -325,6 +218,7 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     insider: Insider | None = None
     mparticle: MParticle | None = None
     intilery: Intilery | None = None
+    batch: Batch | None = None
 
     def __post_init__(self) -> None:
         known = [self.profiles.id, *(identifier.column for identifier in self.profiles.identifiers)]
@@ -343,7 +237,15 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def refresh_s(self) -> float:
-        return _seconds(self.refresh)
+        return seconds(self.refresh)
+
+    @property
+    def erase_within_s(self) -> float:
+        return seconds(self.erase_within)
+
+    @property
+    def overlap_s(self) -> float:
+        return seconds(self.overlap)
 
 
 class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -356,6 +258,11 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     workspaces: dict[Name, Workspace] = {}
     file: Path = Path(FILE)
     folder: Path = Path()
+
+    def tables_of(self, vendor: type[T]) -> dict[str, T]:
+        """The tables of one vendor's API, by the workspaces that have it."""
+        found = {name: getattr(each, vendor.__name__.lower()) for name, each in self.workspaces.items()}
+        return {name: table for name, table in found.items() if isinstance(table, vendor)}
 
     def __post_init__(self) -> None:
         if len(self.workspaces) > WORKSPACES_MAX:

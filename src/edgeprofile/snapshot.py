@@ -3,8 +3,12 @@
     <home>/CURRENT                                       the name of the published snapshot, one line
     <home>/loader.lock  watch.lock  replica.lock         held by the one loader, watcher and sender: see locks.py
     <home>/refresh.json                                  how the last refreshes ended: see outcomes.py
+    <home>/updates.mdb  updates.mdb-lock                 what updates have said: see loader/overlay.py
+    <home>/updates.lock                                  held by who changes the overlay and the live layer together
+    <home>/updates.sock                                  where the watcher takes updates: see wire.py
     <home>/snapshots/<UTC time>-<short hash>/            a published snapshot, never changed:
         profiles.mdb  manifest.json  rejects.ndjson
+        live.mdb  live.seq                               what changed since: see loader/live.py
     <home>/snapshots/.building-<pid>/                    one that is being built
     <home>/.scratch/                                     what DuckDB spills meanwhile
 
@@ -15,12 +19,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import fcntl
 import hashlib
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -33,12 +38,14 @@ from edgeprofile.errors import (
     StoreError,
 )
 
-MANIFEST_FORMAT = 2
+MANIFEST_FORMAT = 3
 CURRENT = "CURRENT"
 SNAPSHOTS = "snapshots"
 PROFILES = "profiles.mdb"
 LIVE = "live.mdb"
 SEQUENCE = "live.seq"
+UPDATES = "updates.mdb"
+UPDATES_LOCK = "updates.lock"
 MANIFEST = "manifest.json"
 REJECTS = "rejects.ndjson"
 BUILDING = ".building-"
@@ -46,8 +53,10 @@ SCRATCH = ".scratch"
 LOWEST_PRIORITY = 19
 NAME = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{8}")
 
-# Why events are left out that might be served if the profiles were: no fault of the events' model.
-WITHOUT_PROFILE = ("refused_profile", "unknown_profile")
+# Why a row is left out of what was erased, or is marked as deleted. Such rows are never listed.
+UNLISTED = ERASED, DELETED = "erased", "deleted"
+# What is left out without a fault of its model: such rows, and events that might be served if their profiles were.
+WITHOUT_PROFILE = (*UNLISTED, "refused_profile", "unknown_profile")
 
 # The crash points of `publish`, in order. After any of them the readers see the old snapshot or the new one, whole.
 STEPS = (
@@ -56,7 +65,9 @@ STEPS = (
     "synced",
     "hashed",
     "verified",
+    "live_made",
     "manifest_synced",
+    "caught_up",
     "renamed",
     "folder_synced",
     "current_written",
@@ -72,8 +83,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     `content` is a hash of all that is served but the time of the refresh, `model` of what it was made by.
     `evicted` counts the profiles of the snapshot before that this one lacks; None where that one is damaged.
-    `forced` tells of one that no guard has looked at. Without a model of events, `events_schema` is None;
-    `histories` counts the profiles that have events.
+    `forced` tells of one that no guard has looked at. Without a model of events, `events_schema` is None, unless
+    updates have brought some; `histories` counts the profiles that have events. `updates` is the overlay's last change
+    that is in it, and `made` counts the profiles that only updates made. `watermark_us` is the latest time of update of
+    the model's rows, behind which a delta refresh looks on; None where they have none.
     """
 
     format: int = MANIFEST_FORMAT
@@ -102,12 +115,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     events_rejected: dict[str, int]
     evicted: int | None = None
     forced: bool = False
+    updates: int = 0
+    made: int = 0
+    watermark_us: int | None = None
 
     @property
     def refused(self) -> int:
         """How many rows of either model cannot be served."""
-        events = sum(count for reason, count in self.events_rejected.items() if reason not in WITHOUT_PROFILE)
-        return sum(self.rejected.values()) + events
+        return faults(self.rejected) + faults(self.events_rejected)
+
+
+def faults(rejected: dict[str, int]) -> int:
+    """How many rows of these, counted by reason, are a fault of the model's."""
+    return sum(count for reason, count in rejected.items() if reason not in WITHOUT_PROFILE)
 
 
 def home(data_dir: Path, workspace: str) -> Path:
@@ -244,6 +264,14 @@ def make_folder(folder: Path) -> None:
         raise StoreError(f"{folder} cannot be used: {error.strerror}", hint="see the setting data_dir") from None
 
 
+@contextlib.contextmanager
+def updating(home: Path) -> Iterator[None]:
+    """Waits until nobody else changes what is live: the overlay and the current live layer together, or CURRENT."""
+    with (home / UPDATES_LOCK).open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def clear(home: Path) -> None:
     """Clears away what crashed refreshes left; call it with the lock held."""
     for leftover in (*(home / SNAPSHOTS).glob(BUILDING + "*"), home / SCRATCH):
@@ -271,13 +299,16 @@ def publish(
     building: Path,
     manifest_of: Callable[[int, str], Manifest],
     verify: Callable[[Path, Manifest], None],
+    catch_up: Callable[[Path, Manifest], None],
     pages_bytes: int,
     at: AtStep = nothing,
 ) -> Manifest:
     """Makes a finished build in `building` the current snapshot, or raises and leaves the old one current.
 
     `pages_bytes` is how much of profiles.mdb is in use; `manifest_of(file_bytes, sha256)` says the rest of it,
-    `verify(folder, manifest)` raises where the file cannot be read back. `at` is called behind each of STEPS.
+    `verify(folder, manifest)` raises where the file cannot be read back; `catch_up(folder, manifest)` makes the live
+    layer, or brings it up to all updates so far, so that none that was acknowledged is ever lost from sight. `at` is
+    called behind each of STEPS.
     """
     profiles = building / PROFILES
     at("built")
@@ -289,22 +320,32 @@ def publish(
     at("hashed")
     verify(building, manifest)
     at("verified")
+    catch_up(building, manifest)
+    at("live_made")
     write_synced(building / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
     sync(building)
     at("manifest_synced")
+    with updating(home):
+        # What came meanwhile: little, so that updates do not wait for long.
+        catch_up(building, manifest)
+        at("caught_up")
+        _make_current(home, building, manifest.name, at)
+    return manifest
+
+
+def _make_current(home: Path, building: Path, name: str, at: AtStep) -> None:
     try:
-        building.rename(folder(home, manifest.name))
+        building.rename(folder(home, name))
         at("renamed")
         sync(home / SNAPSHOTS)
         at("folder_synced")
-        point_current(home, manifest.name, at)
+        point_current(home, name, at)
     except BaseException:
-        if _current_or_none(home) != manifest.name:
+        if _current_or_none(home) != name:
             # Nobody follows it, and on a full disk each further try would leave one more.
             with contextlib.suppress(FileNotFoundError):
-                folder(home, manifest.name).rename(building)
+                folder(home, name).rename(building)
         raise
-    return manifest
 
 
 def _current_or_none(home: Path) -> str | None:
@@ -324,13 +365,14 @@ def point_current(home: Path, name: str, at: AtStep = nothing) -> None:
     at("current_synced")
 
 
-def prune(home: Path, keep: int) -> list[str]:
+def prune(home: Path, keep: int, erased_upto: int = 0) -> list[str]:
     """Removes all but the current snapshot and the `keep` newest others; returns the names of the removed.
 
+    Of the others, those go too that are older than the overlay's change `erased_upto`, and so may hold what it erased.
     Workers that still have one of them mapped keep it until they let go: unlinking does not take it from them.
     """
     now = read_manifest(folder(home, current(home)))
-    others = [m.name for m in manifests(home) if m.name != now.name]
+    others = [m.name for m in manifests(home) if m.name != now.name and m.updates >= erased_upto]
     others.sort(key=lambda name: name != now.previous)  # what a rollback goes to is the last to go
     kept = {now.name, *others[:keep]}
     removed = [n for n in names(home) if n not in kept]
@@ -342,8 +384,9 @@ def prune(home: Path, keep: int) -> list[str]:
     return removed
 
 
-def rollback(home: Path) -> Manifest:
-    """Makes the snapshot before the current one current, or the next older that is whole.
+def rollback(home: Path, catch_up: Callable[[Path, Manifest], None]) -> Manifest:
+    """Makes the snapshot before the current one current, or the next older that is whole, and its live layer as
+    `publish` does.
 
     Raises NoSnapshot where there is none, SnapshotDamaged where none is whole.
     """
@@ -365,7 +408,10 @@ def rollback(home: Path) -> Manifest:
         except (SnapshotDamaged, FormatUnsupported) as error:
             damage = damage or error
         else:
-            point_current(home, candidate)
+            catch_up(folder(home, candidate), before)
+            with updating(home):
+                catch_up(folder(home, candidate), before)
+                point_current(home, candidate)
             return before
     raise damage or NoSnapshot(f"there is no snapshot before {name}")
 

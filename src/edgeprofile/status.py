@@ -20,6 +20,7 @@ from edgeprofile import locks, outcomes, snapshot
 from edgeprofile.errors import EdgeprofileError, NoSnapshot
 from edgeprofile.keys import Key
 from edgeprofile.outcomes import SUCCESSES, Outcome
+from edgeprofile.reader import live_profiles
 from edgeprofile.settings import Settings
 
 LOG_INTERVAL_S = 10.0
@@ -89,7 +90,8 @@ def outcome_line(workspace: str, outcome: Outcome) -> str:
 
 def _lost(outcome: Outcome) -> str:
     refused = f", {outcome.rejected:,} rows refused" if outcome.rejected else ""
-    return refused + (f", {outcome.evicted:,} evicted" if outcome.evicted else "")
+    counts = {"evicted": outcome.evicted, "changed": outcome.changed, "deleted": outcome.deleted}
+    return refused + "".join(f", {count:,} {what}" for what, count in counts.items() if count)
 
 
 def say_refresh(workspace: str, outcome: Outcome, delay_s: float) -> None:
@@ -118,7 +120,7 @@ def _watch_fields(workspace: str, outcome: Outcome, delay_s: float) -> str:
     if outcome.message:
         fields["message"] = json.dumps(outcome.message, ensure_ascii=False)
     if outcome.outcome in SUCCESSES:
-        for name in ("profiles", "events", "rejected", "evicted", "snapshot"):
+        for name in ("profiles", "events", "rejected", "evicted", "changed", "deleted", "snapshot"):
             if (value := getattr(outcome, name)) is not None:
                 fields[name] = str(value)
     return " ".join(f"{name}={value}" for name, value in fields.items())
@@ -159,7 +161,7 @@ def of_workspace(settings: Settings, name: str) -> dict[str, object]:
             "events": manifest.events,
             "events_rejected": manifest.events_rejected,
             "file_bytes": manifest.file_bytes,
-            "live_profiles": 0,
+            "live_profiles": live_profiles(snapshot.folder(home, manifest.name)),
         }
         # Who loads by hand or from cron knows how often.
         if watcher is not None and staleness > staleness_max + LATE_SECONDS:
@@ -167,6 +169,7 @@ def of_workspace(settings: Settings, name: str) -> dict[str, object]:
     except EdgeprofileError as error:
         if not isinstance(error, NoSnapshot):
             problems.append(str(error))
+    found["erased"] = _erased(home, problems)
     found["problem"] = "; ".join(problems) or None
     found["refreshes"] = known.counts
     found["last_refresh"] = msgspec.to_builtins(known.last[-1]) if known.last else None
@@ -174,9 +177,21 @@ def of_workspace(settings: Settings, name: str) -> dict[str, object]:
     return found
 
 
+def _erased(home: Path, problems: list[str]) -> int:
+    """How many profiles are erased."""
+    # Imported here, like all that loads, because a server has no use for it.
+    from edgeprofile.loader.following import erasures
+
+    try:
+        return len(erasures(home))
+    except EdgeprofileError as error:
+        problems.append(str(error))
+        return 0
+
+
 def print_status(found: list[dict[str, object]]) -> None:
     """The same for people."""
-    table = _table("workspace", "snapshot", last=("age", "stale for", "profiles", "events", "last refresh"))
+    table = _table("workspace", "snapshot", last=("age", "stale for", "profiles", "live", "events", "last refresh"))
     for each in found:
         ended = "never"
         if each["last_refresh"] is not None:
@@ -186,7 +201,7 @@ def print_status(found: list[dict[str, object]]) -> None:
         served = str(each["snapshot"] or each["problem"] or "none yet: run edgeprofile load")
         served += "".join(f" ({how.replace('_', ' ')})" for how in ("forced", "rolled_back") if each.get(how))
         ages = [f"{each[what]:,.0f} s" if what in each else "" for what in ("age", "staleness")]
-        counts = [f"{each[what]:,}" if what in each else "" for what in ("profiles", "events")]
+        counts = [f"{each[what]:,}" if what in each else "" for what in ("profiles", "live_profiles", "events")]
         table.add_row(str(each["workspace"]), served, *ages, *counts, ended)
     _console().print(table)
     for each in found:
@@ -208,6 +223,14 @@ def print_snapshots(home: Path) -> None:
             f"{manifest.file_bytes / 1e6:,.1f} MB",
             f"{manifest.refused:,}",
         )
+    _console().print(table)
+
+
+def print_erased(found: list[tuple[str, float]]) -> None:
+    """What was erased and when, by the keyed hashes of the ids, which themselves are not kept."""
+    table = _table("erased", last=("when",))
+    for key, time_s in found:
+        table.add_row(key, _moment(time_s))
     _console().print(table)
 
 

@@ -11,7 +11,7 @@ from edgeprofile._exchange import Exchange
 from edgeprofile._gate import Gate
 from edgeprofile._limiter import SharedMap
 from edgeprofile._store import Workspace
-from edgeprofile.errors import ApiError, BodyTooLarge, MalformedBody
+from edgeprofile.errors import ApiError, BodyTooLarge, MalformedBody, Unauthorized
 from edgeprofile.signing import SigningKeys
 
 # Status, headers with their names in lower case and without the length, body.
@@ -44,6 +44,14 @@ class Service:
     workspaces: dict[str, Workspace]
     response_bytes_max: int
     signing: SigningKeys
+
+
+def bearer(headers: list[tuple[bytes, bytes]]) -> bytes:
+    """The token of a request's one Authorization header, for `Gate.grant_of`. Raises Unauthorized."""
+    sent = [value for name, value in headers if name == b"authorization"]
+    if len(sent) != 1 or sent[0][:7].lower() != b"bearer ":
+        raise Unauthorized()
+    return sent[0][7:]
 
 
 def lowered(value: bytes) -> bytes:

@@ -36,7 +36,7 @@ from edgeprofile.errors import (
 from edgeprofile.history import EventsSchema
 from edgeprofile.metrics import limited_slot
 from edgeprofile.record import Schema
-from edgeprofile.settings import Insider
+from edgeprofile.vendors import Insider
 
 PATH = b"/api/user/v1/profile"
 ATTRIBUTES_MAX = 500

@@ -36,7 +36,7 @@ from edgeprofile.errors import (
     UnknownNamespace,
 )
 from edgeprofile.record import Runs, Schema
-from edgeprofile.settings import MParticle as Table
+from edgeprofile.vendors import MParticle as Table
 
 PREFIX = b"/userprofile/"
 ROOT = [b"", b"userprofile", b"v1"]

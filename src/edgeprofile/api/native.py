@@ -18,7 +18,8 @@ from starlette.routing import Route
 
 from edgeprofile._events import Wanted
 from edgeprofile._store import Workspace
-from edgeprofile.api.query import RFC_3339, once, parameters, range_us
+from edgeprofile.api.pages import runs_of
+from edgeprofile.api.query import RFC_3339, number_of, once, parameters, range_us
 from edgeprofile.errors import MalformedBody, MalformedQuery, NotReady, UnknownField
 from edgeprofile.life import Life
 from edgeprofile.record import Runs, Schema
@@ -67,7 +68,7 @@ def choose(tokens: list[str], schema: Schema, newest: Schema) -> tuple[Runs, boo
             raise _unknown(token, newest)
         numbers |= known[token]
     with_audiences = any(token.partition(".")[0] == "audiences" for token in tokens)
-    return _runs(numbers), with_audiences
+    return runs_of(numbers), with_audiences
 
 
 def _text(value: bytes) -> str:
@@ -89,16 +90,6 @@ def _unknown(token: str, schema: Schema) -> UnknownField:
     valid = [*FIELD_SECTIONS, *(f"{field.section}.{field.name}" for field in schema.fields)]
     named = f"fields names {token[:100]!r}, which this workspace does not have."
     return UnknownField(named if token else "fields has an empty item.", members={"valid": valid})
-
-
-def _runs(numbers: set[int]) -> Runs:
-    runs: list[tuple[int, int]] = []
-    for number in sorted(numbers):
-        if runs and runs[-1][1] == number:
-            runs[-1] = (runs[-1][0], number + 1)
-        else:
-            runs.append((number, number + 1))
-    return tuple(runs)
 
 
 class Asked(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -141,15 +132,9 @@ def parse_events(query: bytes) -> Wanted:
         names,
         start_us,
         end_us,
-        EVENTS_MAX if limit is None else _limit(limit),
+        number_of("limit", limit, 1, EVENTS_MAX, EVENTS_MAX),
         None if cursor is None else _cursor(cursor),
     )
-
-
-def _limit(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= EVENTS_MAX:
-        raise MalformedQuery(f"limit is a whole number from 1 to {EVENTS_MAX}.")
-    return int(text)
 
 
 def _cursor(text: str) -> bytes:

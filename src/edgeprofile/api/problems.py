@@ -37,21 +37,26 @@ def problem(error: ApiError, request_id: bytes) -> tuple[int, Headers, bytes]:
     return error.status, headers, msgspec.json.encode(body)
 
 
-async def _refuse(request: Request, error: Exception) -> Response:
+def request_id(request: Request) -> bytes:
+    """The caller's where it sent a sane one, else one of ours, another each time that it is asked for."""
+    sent = request.headers.get("x-request-id")
+    return request_id_of(sent.encode("latin-1") if sent else None) or secrets.token_hex(8).encode()
+
+
+async def refuse(request: Request, error: Exception) -> Response:
     """Every error of a Starlette app, as the same problems as the lookup's."""
     if isinstance(error, HTTPException):
         # Starlette keeps the methods in a set, whose order differs from process to process.
         allow = (error.headers or {}).get("Allow", "GET, HEAD")
         known: ApiError = MethodNotAllowed(", ".join(sorted(allow.split(", "))))
         error = known if error.status_code == 405 else NoSuchRoute()
-    sent = request.headers.get("x-request-id")
-    request_id = request_id_of(sent.encode("latin-1") if sent else None) or secrets.token_hex(8).encode()
+    number = request_id(request)
     if not isinstance(error, ApiError):
-        log_fault(request_id, error)
+        log_fault(number, error)
         error = InternalError()
-    status, headers, body = problem(error, request_id)
+    status, headers, body = problem(error, number)
     return Response(body, status, {name.decode(): value.decode() for name, value in headers})
 
 
 # For `exception_handlers`, which Starlette wants to have of any type of error.
-HANDLERS: Mapping[Any, Any] = {ApiError: _refuse, HTTPException: _refuse, Exception: _refuse}
+HANDLERS: Mapping[Any, Any] = {ApiError: refuse, HTTPException: refuse, Exception: refuse}

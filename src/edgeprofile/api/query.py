@@ -41,14 +41,25 @@ def once(given: dict[str, list[str]], name: str) -> str | None:
     return given[name][0] if given[name] else None
 
 
+def number_of(name: str, text: str | None, low: int, high: int, default: int) -> int:
+    """A whole number in a parameter, if it stands. Raises MalformedQuery."""
+    if text is None:
+        return default
+    if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
+        raise MalformedQuery(f"{name} is a whole number from {low} to {high}.")
+    return int(text)
+
+
 def text_of(what: str, escaped: bytes) -> str:
     """A text that was percent-encoded, in which a plus is a plus. Raises MalformedQuery, which begins with `what`."""
     if not escaped:
         raise MalformedQuery(f"{what} is empty.")
-    if ESCAPE_BROKEN.search(escaped):
-        raise MalformedQuery(f"{what} has a percent sign that two hexadecimal digits do not follow.")
+    if b"%" in escaped:
+        if ESCAPE_BROKEN.search(escaped):
+            raise MalformedQuery(f"{what} has a percent sign that two hexadecimal digits do not follow.")
+        escaped = unquote_to_bytes(escaped)
     try:
-        return unquote_to_bytes(escaped).decode()
+        return escaped.decode()
     except UnicodeDecodeError:
         raise MalformedQuery(f"{what} is not UTF-8 once its escapes are decoded.") from None
 

@@ -7,6 +7,7 @@ reads the table, in bounded batches, so that memory does not grow with the numbe
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,15 +19,15 @@ from edgeprofile._identifiers import IndexBatches
 from edgeprofile._record import Encoder
 from edgeprofile.loader.events import BuiltEvents, build_events
 from edgeprofile.loader.evictions import Kept
+from edgeprofile.loader.fold import Fold, Laid
 from edgeprofile.loader.model import EventsPlan, Plan
 from edgeprofile.loader.rows import PROFILES, Hash, Progress, check_refused, encoded
 from edgeprofile.loader.source import Source
-from edgeprofile.loader.writer import Writer
+from edgeprofile.loader.writer import GROUP_BYTES_MAX, Writer
 from edgeprofile.reader import KEY_BYTES_MAX, NAMESPACE_KEY
 
 VALUE_BYTES_MAX = KEY_BYTES_MAX - NAMESPACE_KEY.size
-# A million bytes of primary ids are some 50,000 profiles that share one identifier; no caller reads more.
-GROUP_BYTES_MAX = 1_000_000
+AHEAD_US_MAX = 86_400_000_000
 
 
 class Built(NamedTuple):
@@ -41,6 +42,9 @@ class Built(NamedTuple):
     content: str
     rejected: dict[str, int]
     events: BuiltEvents | None
+    updates: int
+    made: int
+    watermark_us: int | None
 
 
 class Models(NamedTuple):
@@ -65,28 +69,30 @@ def build(
     rejects_max: float,
     progress: Progress,
     kept: Kept,
+    fold: Fold,
 ) -> Built:
-    """Builds profiles.mdb and rejects.ndjson in `folder`. Rows without a time of update are given `now_us`.
-    `kept` is told of every profile.
+    """Builds profiles.mdb and rejects.ndjson in `folder`, of the models' rows and what `fold` lays over them. `kept` is
+    told of every profile.
 
-    Raises RefreshRefused where more than the share `rejects_max` of the rows, or of the events, is refused.
+    Rows without a time of update are given `now_us`. Raises RefreshRefused where more than the share `rejects_max` of
+    the rows, or of the events, is refused.
     """
     plan = models.plan
     with source.reporting(partial(progress, "model")):
-        rows = _materialise(source, models.sql, plan)
-    _refuse(source, plan)
+        rows = materialise(source, models.sql, plan)
+    fold.load_erased(source)
+    refuse(source, plan, fold.erased("key"))
     check_refused(source, folder, [PROFILES], rows, rejects_max)
     content = hashlib.sha256()
     with Writer(folder / snapshot.PROFILES) as writer:
-        profiles, record_bytes = _encode(source, plan, writer, rows, now_us, content, progress, kept)
+        profiles, record_bytes = _encode(source, plan, writer, rows, now_us, content, progress, kept, fold)
         rejected = check_refused(source, folder, [PROFILES], rows, rejects_max)
-        identifiers = _index(source, plan, writer, progress)
-        events = None
-        if models.events_sql is not None and models.events_plan is not None:
-            with source.running("the events' model"):
-                events = build_events(
-                    source, models.events_sql, models.events_plan, writer, folder, rejects_max, content, progress
-                )
+        fold.load_overlaid(source)
+        identifiers = _index(source, plan, writer, progress, fold)
+        events = build_events(
+            source, models.events_sql, models.events_plan, writer, folder, rejects_max, content, progress, fold
+        )
+        content.update(fold.content.digest())
         return Built(
             rows,
             profiles,
@@ -97,25 +103,41 @@ def build(
             content.hexdigest(),
             rejected,
             events,
+            fold.updates,
+            fold.made,
+            watermark_us(source, now_us),
         )
 
 
-def _materialise(source: Source, sql: str, plan: Plan) -> int:
-    """Runs the model. Of rows with one primary id, the newest comes first."""
+def materialise(source: Source, sql: str, plan: Plan) -> int:
+    """Runs the model; returns how many rows it has. Of those with one primary id, the newest comes first."""
     updated = plan.updated or "CAST(NULL AS TIMESTAMP)"
-    fields = "".join(f", {column} AS f{number}" for number, column in enumerate(plan.columns))
+    columns = [f"{plan.key} AS key", f"{updated} AS updated", f"{plan.deleted} AS deleted"]
+    columns += [f"{column} AS f{number}" for number, column in enumerate(plan.columns)]
     source.materialise(
         sql,
         lambda rows: (
-            f"CREATE TEMP TABLE rows AS SELECT {plan.key} AS key, {updated} AS updated{fields} FROM {rows} "
-            "ORDER BY key, updated DESC NULLS LAST"
+            f"CREATE TEMP TABLE rows AS SELECT {', '.join(columns)} FROM {rows} ORDER BY key, updated DESC NULLS LAST"
         ),
     )
     return int(source.ask("SELECT count(*) FROM temp.rows")[0][0])
 
 
-def _refuse(source: Source, plan: Plan) -> None:
-    """Fills the table `refused` with the rows that cannot be served, each with its first reason."""
+def watermark_us(source: Source, now_us: int) -> int | None:
+    """The latest time of update, by the warehouse's clock; None where no row has one.
+
+    Ours only tells a time that is a fault: one so far ahead would hide from delta refreshes all that is before it.
+    """
+    sane = f"updated < make_timestamp({now_us + AHEAD_US_MAX}) AND isfinite(updated)"
+    ((found,),) = source.ask(f"SELECT epoch_us(max(updated)) FROM temp.rows WHERE {sane}")
+    return None if found is None else int(found)
+
+
+def refuse(source: Source, plan: Plan, erased: str) -> None:
+    """Fills the table `refused` with the rows that cannot be served, each with its first reason.
+
+    `erased` is SQL that is true where `key` is an erased profile's.
+    """
     if any(namespace.normalize == "lower" for namespace in plan.schema.namespaces):
         _define_lowered(source)
     too_long = [f"strlen({value}) > {VALUE_BYTES_MAX}" for _, _, value in _namespaces(plan)]
@@ -127,6 +149,7 @@ def _refuse(source: Source, plan: Plan) -> None:
                 WHEN key IS NULL THEN 'null_id'
                 WHEN key = '' THEN 'empty_id'
                 WHEN strlen(key) > {KEY_BYTES_MAX} THEN 'id_too_long'
+                WHEN {erased} THEN '{snapshot.ERASED}'
                 WHEN {" OR ".join(too_long) or "false"} THEN 'identifier_too_long'
             END AS reason
             FROM temp.rows
@@ -134,6 +157,11 @@ def _refuse(source: Source, plan: Plan) -> None:
         """
     )
     _refuse_duplicates(source)
+    # Only now, as of the rows with one id the newest says whether there is such a profile.
+    source.run(
+        f"INSERT INTO temp.refused SELECT rowid, '{snapshot.DELETED}' FROM temp.rows "
+        "WHERE deleted AND rowid NOT IN (SELECT row FROM temp.refused)"
+    )
     for _, namespace, value in _namespaces(plan):
         if namespace.unique:
             _refuse_claimed_twice(source, value)
@@ -197,37 +225,67 @@ def _refuse_claimed_twice(source: Source, value: str) -> None:
     )
 
 
-def _encode(
-    source: Source, plan: Plan, writer: Writer, rows: int, now_us: int, content: Hash, progress: Progress, kept: Kept
-) -> tuple[int, int]:
-    """Writes the records; returns the number of profiles and the bytes of their records."""
+def encoder_of(plan: Plan, now_us: int) -> tuple[Encoder, str]:
+    """What makes records of a plan's rows, and the columns that it is given of them."""
     has_updated = plan.updated is not None
     types = [*plan.types, record.Type(record.Kind.TEXT)]
     types += [record.Type(record.Kind.TIMESTAMP)] if has_updated else []
     names = [field.name for field in plan.schema.fields]
-    encoder = Encoder(names, types, plan.schema.first_audience, has_updated, now_us)
     columns = ", ".join([*(f"f{n}" for n in range(len(names))), "coalesce(key, '')", *["updated"] * has_updated])
+    return Encoder(names, types, plan.schema.first_audience, has_updated, now_us), columns
+
+
+def _encode(
+    source: Source,
+    plan: Plan,
+    writer: Writer,
+    rows: int,
+    now_us: int,
+    content: Hash,
+    progress: Progress,
+    kept: Kept,
+    fold: Fold,
+) -> tuple[int, int]:
+    """Writes the records; returns the number of profiles and the bytes of their records."""
+    encoder, columns = encoder_of(plan, now_us)
     content.update(msgspec.json.encode(plan.schema))
     profiles = record_bytes = 0
-    for batch, done in encoded(source, PROFILES, columns, rows, encoder, lambda: writer.segments):
-        writer.add_segment(batch.segment, batch.entries)
-        kept.add(batch.entries)
+
+    def number() -> int:
+        return writer.segments
+
+    def write(pieces: Iterator[Laid]) -> None:
+        nonlocal profiles, record_bytes
+        for laid in pieces:
+            writer.add_segment(*laid)
+            kept.add(laid.entries)
+            profiles += len(laid.entries)
+            record_bytes += len(laid.segment)
+
+    fold.begin(now_us)
+    for batch, done in encoded(source, PROFILES, columns, rows, encoder, number):
         content.update(batch.contents)
-        profiles += len(batch.entries)
-        record_bytes += len(batch.segment)
+        write(fold.lay(batch, number))
         progress("records", done, rows)
+    write(fold.rest(number))
     return profiles, record_bytes
 
 
-def _index(source: Source, plan: Plan, writer: Writer, progress: Progress) -> dict[str, int]:
+def _index(source: Source, plan: Plan, writer: Writer, progress: Progress, fold: Fold) -> dict[str, int]:
     """Writes the identifiers; returns how many values each namespace has."""
+    kept = "SELECT * FROM temp.rows WHERE rowid NOT IN (SELECT row FROM temp.refused)"
     counts: dict[str, int] = {}
     for number, namespace, value in _namespaces(plan):
         progress(f"identifiers: {namespace.name}", 0, 0)
+        held = f"SELECT {value} AS value, key, updated FROM ({kept})"
+        if fold.is_laid:
+            # What an update said counts for the value, and when it did for the order.
+            held = (
+                f"SELECT coalesce(v{number}, value) AS value, key, greatest(updated, said_at) AS updated "
+                f"FROM ({held}) FULL JOIN temp.overlaid USING (key)"
+            )
         stream = source.stream(
-            f"SELECT {value} AS value, key FROM temp.rows "
-            f"WHERE {value} <> '' AND rowid NOT IN (SELECT row FROM temp.refused) "
-            "ORDER BY value, updated DESC NULLS LAST, key"
+            f"SELECT value, key FROM ({held}) WHERE value <> '' ORDER BY value, updated DESC NULLS LAST, key"
         )
         counts[namespace.name] = 0
         for entries in IndexBatches(stream, NAMESPACE_KEY.pack(number), GROUP_BYTES_MAX):

@@ -31,7 +31,7 @@ def main(file: str, workspace: str, parent: str) -> None:
             settings = load(Path(file))
             if workspace not in settings.workspaces:
                 raise SettingsError(f"{file} has no workspace {workspace} any more")
-            outcome = refresh(settings, workspace, force=False, progress=lambda *_: None, at=at)
+            outcome = refresh(settings, workspace, force=False, delta=True, progress=lambda *_: None, at=at)
     except LoaderBusy as error:
         outcome = attempt.ended(BUSY, message=str(error))
     except (Exception, KeyboardInterrupt) as error:

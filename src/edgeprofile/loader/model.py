@@ -115,7 +115,8 @@ class Plan(NamedTuple):
     """What a refresh does with the model's columns.
 
     `columns` are SQL expressions over them, one a field of the schema, in its order; `key` and `updated` are
-    those of the primary id's text and of the time of update (None where the model has none).
+    those of the primary id's text and of the time of update (None where the model has none), which the column `moment`
+    tells; `deleted` is the one that is true where the profile is none any more.
     """
 
     schema: Schema
@@ -124,6 +125,8 @@ class Plan(NamedTuple):
     key: str
     updated: str | None
     fingerprint: str
+    moment: Column | None
+    deleted: str
 
 
 def plan(
@@ -142,6 +145,9 @@ def plan(
     problems += [_missing(n, key, "what is served", served) for key, n in dialect_columns.items() if n not in served]
     if profiles.updated_at is not None and profiles.updated_at in by_name:
         problems += _check_moment(by_name[profiles.updated_at], "profiles.updated_at")
+    if profiles.deleted in by_name and by_name[profiles.deleted].type.id != "boolean":
+        found = by_name[profiles.deleted].type.text
+        problems.append(f"column {profiles.deleted} (profiles.deleted): expected BOOLEAN, not {found}")
     if len(chosen) > FIELDS_MAX:
         problems.append(f"the model yields {len(chosen)} fields; a profile may have {FIELDS_MAX}: leave some out")
     if problems:
@@ -163,7 +169,9 @@ def plan(
         columns=tuple(_cast(column, s) for (_, column), s in zip(chosen, shapes, strict=True)),
         key=_key(profiles.id),
         updated=None if profiles.updated_at is None else f"CAST({quoted(profiles.updated_at)} AS TIMESTAMP)",
-        fingerprint=hashlib.sha256(repr((profiles.text, chosen)).encode()).hexdigest(),
+        fingerprint=hashlib.sha256(repr((profiles, chosen)).encode()).hexdigest(),
+        moment=None if profiles.updated_at is None else by_name[profiles.updated_at],
+        deleted="false" if profiles.deleted is None else f"coalesce({quoted(profiles.deleted)}, false)",
     )
 
 
@@ -250,8 +258,9 @@ def _choose(profiles: Profiles, by_name: dict[str, Column], problems: list[str])
         *(("metrics", name, "metrics") for name in profiles.metrics),
         *(("audiences", name, "audiences") for name in profiles.audiences),
     ]
-    named = {name for _, name, _ in declared} | {profiles.updated_at}
-    for name, key in [(n, k) for _, n, k in declared] + [(profiles.updated_at, "updated_at")]:
+    unserved = [(profiles.updated_at, "updated_at"), (profiles.deleted, "deleted")]
+    named = {name for _, name, _ in declared} | {name for name, _ in unserved}
+    for name, key in [(n, k) for _, n, k in declared] + unserved:
         if name is not None and name not in by_name:
             problems.append(_missing(name, f"profiles.{key}", "the model's result", by_name))
     attributes: list[tuple[Section, str]] = [("attributes", name) for name in by_name if name not in named]

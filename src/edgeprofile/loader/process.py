@@ -52,7 +52,8 @@ def interruptible() -> Iterator[AtStep]:
     terminal and a supervisor both tell every process, so that cleaning up is not interrupted too; later ones are not.
 
     Gives what `refresh` is to call at its steps. Once the new snapshot is verified it is only a moment from being
-    published, so that is finished, and the interrupt comes at the end.
+    published, as what a delta refresh writes is from being served, so that is finished, and the interrupt comes at the
+    end.
     """
     told_at: float | None = None
     finishing = False
@@ -67,7 +68,7 @@ def interruptible() -> Iterator[AtStep]:
 
     def at(step: str) -> None:
         nonlocal finishing
-        finishing = STEPS.index(step) >= STEPS.index("verified")
+        finishing = step not in STEPS or STEPS.index(step) >= STEPS.index("verified")
 
     # A shell has its background processes ignore SIGINT.
     numbers = [n for n in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(n) is not signal.SIG_IGN]

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import shutil
 import time
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from edgeprofile import locks, outcomes, snapshot
 from edgeprofile.errors import (
-    DiskFull,
     ModelError,
     NoSnapshot,
     RefreshRefused,
     SnapshotDamaged,
     StoreError,
 )
+from edgeprofile.loader import delta
+from edgeprofile.loader.apply import LiveWriter
 from edgeprofile.loader.build import Built, Models, build
-from edgeprofile.loader.events import NO_EVENTS
+from edgeprofile.loader.events import BuiltEvents
 from edgeprofile.loader.evictions import Kept
+from edgeprofile.loader.fold import Fold
+from edgeprofile.loader.following import erased_upto, follow, forget, live_watermark_us, void
 from edgeprofile.loader.model import EventsPlan, Plan, plan, plan_events
 from edgeprofile.loader.rows import Progress
 from edgeprofile.loader.source import Source, open_source
-from edgeprofile.loader.writer import WriterError
+from edgeprofile.loader.writer import WriterError, store_error
 from edgeprofile.outcomes import Attempt, Outcome
 from edgeprofile.reader import read_back
 from edgeprofile.settings import Settings, Workspace
-
-DISK_FULL_BYTES = 1 << 20
 
 
 def describe(settings: Settings, name: str) -> Models:
@@ -65,10 +66,25 @@ def _models(source: Source, workspace: Workspace, audience_ids: dict[str, int]) 
     return Models(*profiles, events_sql, events_plan)
 
 
+class Wish(NamedTuple):
+    """How a refresh is asked for: to be published whatever the guards say, or by way of the live layer where it may."""
+
+    force: bool
+    delta: bool
+
+
 def refresh(
-    settings: Settings, name: str, *, force: bool, progress: Progress, at: snapshot.AtStep = snapshot.nothing
+    settings: Settings,
+    name: str,
+    *,
+    force: bool,
+    progress: Progress,
+    at: snapshot.AtStep = snapshot.nothing,
+    delta: bool = False,
 ) -> Outcome:
     """Refreshes a workspace once. Whatever goes wrong, the snapshot that was current stays current.
+
+    With `delta`, it brings only the rows that changed, unless a full refresh is due.
 
     The outcome is also noted in the workspace's refresh.json. Raises the EdgeprofileError that ended it;
     LoaderBusy means that another loader is at it and nothing was done.
@@ -77,21 +93,21 @@ def refresh(
     attempt = Attempt.begin()
     try:
         with locks.loading(home):
-            return _noted(settings, name, home, attempt, force, progress, at)
+            return _noted(settings, name, home, attempt, Wish(force, delta), progress, at)
     except OSError as error:
-        raise _from_os(error, settings.data_dir) from error
+        raise store_error(error, settings.data_dir) from error
 
 
 def _noted(
-    settings: Settings, name: str, home: Path, attempt: Attempt, force: bool, progress: Progress, at: snapshot.AtStep
+    settings: Settings, name: str, home: Path, attempt: Attempt, wish: Wish, progress: Progress, at: snapshot.AtStep
 ) -> Outcome:
     """Runs the cycle with the lock held, cleans up behind it, and keeps a note of how it ended."""
     outcome: Outcome | None = None
     try:
-        outcome = _cycle(settings.workspaces[name], settings, home, attempt, force, progress, at)
+        outcome = _cycle(settings.workspaces[name], settings, home, attempt, wish, progress, at)
         return outcome
     except (OSError, WriterError) as error:
-        known = _from_os(error, home)
+        known = store_error(error, home)
         outcome = attempt.failed(known)
         raise known from error
     except BaseException as error:
@@ -113,23 +129,39 @@ def _cycle(
     settings: Settings,
     home: Path,
     attempt: Attempt,
-    force: bool,
+    wish: Wish,
     progress: Progress,
     at: snapshot.AtStep,
 ) -> Outcome:
+    force = wish.force
     before = _current_manifest(home)
+    if before is not None and wish.delta and (done := _delta(workspace, settings, home, before, attempt, progress, at)):
+        return done
     # Where the current snapshot is damaged, the newest that is not stands for it.
     served = before or next(iter(snapshot.manifests(home)), None)
     building = snapshot.start_build(home)
     progress("model", 0, 0)
-    with open_source(workspace.source, settings.loader, settings.folder, home / snapshot.SCRATCH) as source:
+    scratch = home / snapshot.SCRATCH
+    brought = None if before is None else live_watermark_us(home, before)
+    moved: dict[bytes, bool] = {}
+    if brought is not None:
+        with contextlib.suppress(StoreError), LiveWriter(home) as writer:
+            moved = writer.moved()
+    with (
+        Fold(home, scratch, served, moved) as fold,
+        open_source(workspace.source, settings.loader, settings.folder, scratch) as source,
+    ):
         models = _models(source, workspace, _audience_ids(home))
+        models = models._replace(plan=fold.over(models.plan))
         kept = Kept(home, served)
-        built = build(source, models, building, int(attempt.at * 1e6), workspace.rejects_max, progress, kept)
+        built = build(source, models, building, int(attempt.at * 1e6), workspace.rejects_max, progress, kept, fold)
     finished_at = time.time()
-    rejected = sum(built.rejected.values()) + (built.events.refused if built.events else 0)
-    if before is not None and before.content == built.content and not force and _is_whole(home, before):
+    rejected = snapshot.faults(built.rejected) + (built.events.refused if built.events else 0)
+    # What a delta refresh brought is what the live layer would go on to serve.
+    is_same = before is not None and before.content == built.content and brought is None
+    if before is not None and is_same and not force and _is_whole(home, before):
         shutil.rmtree(building)
+        _clean_up(home, workspace)
         return attempt.ended(
             "unchanged", snapshot=before.name, profiles=before.profiles, events=before.events, rejected=rejected
         )
@@ -141,10 +173,10 @@ def _cycle(
         manifest = _manifest(home, served, models, built, file_bytes, sha256, attempt.at, finished_at)
         return msgspec.structs.replace(manifest, evicted=kept.evicted, forced=force)
 
-    manifest = snapshot.publish(home, building, manifest_of, read_back, built.pages_bytes, at)
-    # What stays for want of a permission or the like is tried again by the next refresh.
-    with contextlib.suppress(OSError):
-        snapshot.prune(home, workspace.keep)
+    void(home, fold.void, served)
+    catch_up = partial(follow, home)
+    manifest = snapshot.publish(home, building, manifest_of, read_back, catch_up, built.pages_bytes, at)
+    _clean_up(home, workspace)
     return attempt.ended(
         "published",
         snapshot=manifest.name,
@@ -153,6 +185,46 @@ def _cycle(
         rejected=rejected,
         evicted=manifest.evicted,
     )
+
+
+def _delta(
+    workspace: Workspace,
+    settings: Settings,
+    home: Path,
+    before: snapshot.Manifest,
+    attempt: Attempt,
+    progress: Progress,
+    at: snapshot.AtStep,
+) -> Outcome | None:
+    """Brings what changed into the live layer of the current snapshot; None where that calls for a full refresh."""
+    if not delta.is_due(home, workspace, before):
+        return None
+    progress("changes", 0, 0)
+    scratch = home / snapshot.SCRATCH
+    with open_source(workspace.source, settings.loader, settings.folder, scratch) as source:
+        models = _models(source, workspace, _audience_ids(home))
+        if models.fingerprint != before.model:
+            return None
+        found = delta.run(source, models, workspace, home, before, int(attempt.at * 1e6), at)
+    if found is None:
+        return None
+    _clean_up(home, workspace)
+    return attempt.ended(
+        outcomes.DELTA,
+        snapshot=before.name,
+        profiles=before.profiles,
+        events=before.events,
+        rejected=found.rejected,
+        changed=found.changed,
+        deleted=found.deleted,
+    )
+
+
+def _clean_up(home: Path, workspace: Workspace) -> None:
+    """Removes what is no longer kept. What stays for want of a permission or the like is tried again next time."""
+    with contextlib.suppress(OSError, WriterError):
+        snapshot.prune(home, workspace.keep, erased_upto(home, workspace.erase_within_s))
+        forget(home)
 
 
 def _current_manifest(home: Path) -> snapshot.Manifest | None:
@@ -184,9 +256,11 @@ def _audience_ids(home: Path) -> dict[str, int]:
 def _guard(before: snapshot.Manifest | None, built: Built, shrink_max: float) -> None:
     """Refuses a result that is more likely a fault of the warehouse than the truth."""
     advice = "look at the model's sources; if it is right, publish it with --force"
-    if built.profiles == 0:
+    # What was erased is meant to be gone.
+    given = built.profiles + built.rejected.get(snapshot.ERASED, 0)
+    if given == built.made:
         raise RefreshRefused("the model gave no profiles", outcome="empty", hint=advice)
-    if before is not None and built.profiles < (1 - shrink_max) * before.profiles:
+    if before is not None and given < (1 - shrink_max) * before.profiles:
         raise RefreshRefused(
             f"the model gave {built.profiles} profiles where {before.profiles} are served, "
             f"which is more of a loss than shrink_max allows ({shrink_max:.0%})",
@@ -194,9 +268,10 @@ def _guard(before: snapshot.Manifest | None, built: Built, shrink_max: float) ->
             hint=advice,
         )
     # Without a model of events there are meant to be none.
-    if before is not None and built.events is not None and built.events.events < (1 - shrink_max) * before.events:
+    events = None if built.events is None else built.events.events + built.events.rejected.get(snapshot.ERASED, 0)
+    if before is not None and events is not None and events < (1 - shrink_max) * before.events:
         raise RefreshRefused(
-            f"the events' model gave {built.events.events} events where {before.events} are served, "
+            f"the events' model gave {events} events where {before.events} are served, "
             f"which is more of a loss than shrink_max allows ({shrink_max:.0%})",
             outcome="shrunk",
             hint=advice,
@@ -214,8 +289,7 @@ def _manifest(
     finished_at: float,
 ) -> snapshot.Manifest:
     known = snapshot.manifests(home)
-    events = built.events or NO_EVENTS
-    events_plan = models.events_plan
+    events = built.events or BuiltEvents(None, 0, 0, 0, 0, 0, {})
     return snapshot.Manifest(
         name=snapshot.name_of(finished_at, built.content),
         sequence=1 + max((m.sequence for m in known), default=0),
@@ -233,13 +307,16 @@ def _manifest(
         finished_at=finished_at,
         rows=built.rows,
         rejected=built.rejected,
-        events_schema=msgspec.to_builtins(events_plan.schema) if events_plan else None,
+        events_schema=msgspec.to_builtins(events.schema) if events.schema else None,
         events=events.events,
         histories=events.histories,
         event_segments=events.segments,
         event_bytes=events.events_bytes,
         event_rows=events.rows,
         events_rejected=events.rejected,
+        updates=built.updates,
+        made=built.made,
+        watermark_us=built.watermark_us,
     )
 
 
@@ -247,23 +324,3 @@ def _keep_rejects(building: Path, home: Path) -> None:
     """The list of refused rows outlives a build that was given up because of them."""
     with contextlib.suppress(FileNotFoundError):
         (building / snapshot.REJECTS).replace(home / snapshot.REJECTS)
-
-
-def _number(error: OSError | WriterError) -> int | None:
-    return error.errno if isinstance(error, OSError) else getattr(error, "code", None)
-
-
-def _is_disk_full(error: OSError | WriterError, folder: Path) -> bool:
-    number = _number(error)
-    if number == errno.EIO:  # which is what LMDB makes of a write that was cut short
-        with contextlib.suppress(OSError):
-            return shutil.disk_usage(folder).free < DISK_FULL_BYTES
-    return number in (errno.ENOSPC, errno.EDQUOT)
-
-
-def _from_os(error: OSError | WriterError, folder: Path) -> StoreError:
-    if _is_disk_full(error, folder):
-        return DiskFull()
-    number = _number(error)
-    what = os.strerror(number) if number is not None and number > 0 else type(error).__name__
-    return StoreError(f"the snapshot could not be written: {what}")

@@ -29,15 +29,15 @@ class Hash(Protocol):
 class Rows(NamedTuple):
     """Where a model's rows are: `table`, whose `rowid` numbers them, and `refused`, of (row, reason).
 
-    `listed` is SQL over the table, a struct of what is said of a refused row beside its reason. Refusals for
-    one of the reasons in `expected` are counted, but are no fault of the model's.
+    `listed` is SQL over the table, a struct of what is said of a refused row beside its reason, but where that is one
+    of snapshot.UNLISTED. Refusals for a reason in snapshot.WITHOUT_PROFILE are counted, but are no fault of the
+    model's.
     """
 
     called: str
     table: str
     refused: str
     listed: str
-    expected: tuple[str, ...] = ()
 
 
 PROFILES = Rows("rows", "temp.rows", "temp.refused", "{'id': key}")
@@ -58,11 +58,13 @@ def check_refused(
     rejected: dict[str, int] = dict(
         source.ask(f"SELECT reason, count(*) FROM {rows.refused} GROUP BY reason ORDER BY reason")
     )
-    faults = {reason: number for reason, number in rejected.items() if reason not in rows.expected}
-    if sum(faults.values()) > rejects_max * count:
-        counts = ", ".join(f"{reason}: {number}" for reason, number in faults.items())
+    faults = snapshot.faults(rejected)
+    if faults > rejects_max * count:
+        counts = ", ".join(
+            f"{reason}: {number}" for reason, number in rejected.items() if reason not in snapshot.WITHOUT_PROFILE
+        )
         raise RefreshRefused(
-            f"{sum(faults.values())} of {count} {rows.called} were refused ({counts}), "
+            f"{faults} of {count} {rows.called} were refused ({counts}), "
             f"more than rejects_max allows ({rejects_max:.2%})",
             outcome="too_many_rejects",
             hint=f"mend the model, or raise rejects_max; row by row: {folder.parent.parent / snapshot.REJECTS}",
@@ -75,7 +77,8 @@ def _first_of_each_reason(source: Source, rows: Rows) -> Iterator[dict[str, str 
         f"""
         SELECT {rows.listed}, reason FROM (
             SELECT row, reason, row_number() OVER (PARTITION BY reason ORDER BY row) AS place FROM {rows.refused}
-        ) JOIN {rows.table} AS made ON made.rowid = row WHERE place <= {REJECTS_LISTED} ORDER BY reason, row
+        ) JOIN {rows.table} AS made ON made.rowid = row
+        WHERE place <= {REJECTS_LISTED} AND reason NOT IN {snapshot.UNLISTED} ORDER BY reason, row
         """
     )
     for members, reason in listed:

@@ -7,6 +7,7 @@ warehouse is another, DuckDB reads what that sends.
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import re
 import threading
@@ -22,7 +23,7 @@ import duckdb
 from edgeprofile._relay import Relay
 from edgeprofile.errors import DiskFull, EdgeprofileError, ModelError, SourceError, without_values
 from edgeprofile.loader import postgres
-from edgeprofile.loader.model import Column, WarehouseType
+from edgeprofile.loader.model import Column, WarehouseType, quoted
 from edgeprofile.settings import Loader as LoaderSettings
 from edgeprofile.settings import Source as SourceSettings
 
@@ -112,6 +113,19 @@ class Source:
         """Runs the model once, inside of the statement, which is given what to call the model's rows behind FROM."""
         self.run(statement(f"(\n{sql}\n)"))
 
+    def since(self, sql: str, moment: Column, time_us: int, rows_max: int) -> str:
+        """SQL of the model's rows of that moment, in UTC, or a later one: so many at most. The warehouse compares."""
+        when = (dt.datetime(1970, 1, 1) + dt.timedelta(microseconds=time_us)).isoformat(" ", "microseconds")
+        if moment.type.id == "date":
+            when = when[:10]
+        elif "tz" in moment.type.id or "zone" in moment.type.id:
+            when += "+00:00"
+        name = self._named(moment.name)
+        return f"SELECT * FROM (\n{sql}\n) AS model WHERE {name} >= '{when}' LIMIT {rows_max}"
+
+    def _named(self, column: str) -> str:
+        return quoted(column)
+
     def progress(self) -> tuple[float, float]:
         """How far the running statement is, and of how much: a share of 1, or rows of an unknown number (0)."""
         return max(self._connection.query_progress(), 0) / 100, 1
@@ -170,6 +184,7 @@ class RemoteSource(Source):
         from edgeprofile.loader.adbc import Warehouse
 
         self._warehouse = Warehouse(source, folder)
+        self._is_bigquery = source.scheme == "bigquery"
         self._queries: dict[str, tuple[str, list[Column]]] = {}
         self._relay: Relay | None = None
         try:
@@ -211,6 +226,14 @@ class RemoteSource(Source):
             self._pour(query, read)
         finally:
             self._relay = None
+
+    def since(self, sql: str, moment: Column, time_us: int, rows_max: int) -> str:
+        narrowed = super().since(sql, moment, time_us, rows_max)
+        self.describe(narrowed)
+        return narrowed
+
+    def _named(self, column: str) -> str:
+        return f"`{column}`" if self._is_bigquery else quoted(column)
 
     def progress(self) -> tuple[float, float]:
         relay = self._relay

@@ -21,12 +21,17 @@ import msgspec
 
 from edgeprofile import locks, notify, outcomes, snapshot
 from edgeprofile.errors import EdgeprofileError
+from edgeprofile.loader.export_queue import ExportQueue
+from edgeprofile.loader.overlay import DUE_AT_SHARE
 from edgeprofile.loader.schedule import backoff_s, first_delay_s, next_delay_s
+from edgeprofile.loader.updates import UpdateServer
 from edgeprofile.outcomes import BUSY, Attempt, Outcome
 from edgeprofile.settings import Settings
 
 # Without the current folder on the path, where a file of a customer's may be named like a module.
 CHILD = (sys.executable, "-P", "-m", "edgeprofile.loader.child")
+EXPORTS_AT_ONCE = 1
+ERASURE_RETRY_S = 60.0
 # Shorter than supervisors wait. What is killed then was sorting very many identifiers, which nothing interrupts.
 STOP_SECONDS_MAX = 8.0
 # What is said of a workspace beside how a refresh ended.
@@ -51,8 +56,8 @@ class Watcher:
     """All that runs in a watching process. At most `loader.parallel` workspaces are refreshed at once."""
 
     def __init__(self, settings: Settings, names: list[str], say: Say) -> None:
-        slots = asyncio.Semaphore(settings.loader.parallel)
-        self._watched = [Watched(settings, name, slots, say) for name in names]
+        slots, exporting = asyncio.Semaphore(settings.loader.parallel), asyncio.Semaphore(EXPORTS_AT_ONCE)
+        self._watched = [Watched(settings, name, slots, exporting, say) for name in names]
         self._stopping = asyncio.Event()
         self._on_terminal = sys.stdout.isatty()
 
@@ -66,7 +71,7 @@ class Watcher:
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         notify.tell(notify.READY)
         async with asyncio.TaskGroup() as running:
-            tasks = [running.create_task(watched.keep_fresh()) for watched in self._watched]
+            tasks = [running.create_task(watched.run()) for watched in self._watched]
             tasks.append(running.create_task(_say_alive()))
             await self._stopping.wait()
             notify.tell(notify.STOPPING)
@@ -93,7 +98,9 @@ async def _say_alive() -> None:
 class Watched:
     """One workspace and its schedule. Setting `wake` refreshes it now, or at the end of the refresh that is running."""
 
-    def __init__(self, settings: Settings, name: str, slots: asyncio.Semaphore, say: Say) -> None:
+    def __init__(
+        self, settings: Settings, name: str, slots: asyncio.Semaphore, exporting: asyncio.Semaphore, say: Say
+    ) -> None:
         self.wake = asyncio.Event()
         self._name = name
         self._slots = slots
@@ -104,6 +111,21 @@ class Watched:
         self._timeout = settings.loader.timeout
         self._timeout_s = settings.loader.timeout_s
         self._command = (*CHILD, str(settings.file), name, str(os.getpid()))
+        self._exports = ExportQueue(self._home, exporting)
+        self._updates = UpdateServer(self._home, exports=self._exports, on_erasure=self._erased)
+        self._erase_within_s = settings.workspaces[name].erase_within_s
+        self._alarm: asyncio.TimerHandle | None = None
+
+    async def run(self) -> None:
+        """Takes its updates, writes its exports and keeps it fresh, until it is cancelled."""
+        async with self._updates, asyncio.TaskGroup() as running:
+            running.create_task(self._exports.run())
+            await self._see_to_erasures()
+            try:
+                await self.keep_fresh()
+            finally:
+                if self._alarm is not None:
+                    self._alarm.cancel()
 
     async def keep_fresh(self) -> None:
         """Refreshes it by its cadence. Whatever becomes of a refresh, there is a next one."""
@@ -125,9 +147,28 @@ class Watched:
                 await self._sleep(delay_s)
                 delay_s = self._first_delay_s()
                 continue
+            await self._updates.refreshed()
+            await self._see_to_erasures()
             failures = 0 if outcome.outcome in (*outcomes.SUCCESSES, HELD) else failures + 1
             delay_s = next_delay_s(self._cadence_s, took_s, failures, random.random())
             self._tell(outcome, delay_s)
+
+    async def _see_to_erasures(self) -> None:
+        """Has a refresh begin when what was erased has to go from disk, however long the cadence is."""
+        due_at = await self._updates.erasure_due_at(self._erase_within_s)
+        if due_at is not None:
+            # One that is overdue, because refreshes fail, is tried again as they are.
+            self._erased(max(due_at - time.time(), ERASURE_RETRY_S))
+
+    def _erased(self, delay_s: float | None = None) -> None:
+        """Of several the first counts; the others are asked for behind the refresh that it brings."""
+        if self._alarm is None:
+            delay_s = self._erase_within_s * DUE_AT_SHARE if delay_s is None else delay_s
+            self._alarm = asyncio.get_running_loop().call_later(delay_s, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self.wake.set()
 
     async def _sleep(self, delay_s: float) -> None:
         # Not by wait_for: that of Python 3.11 forgets a cancellation which comes together with what it waits for.

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+import shutil
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -9,10 +14,17 @@ from typing import Any
 
 import lmdb
 
+from edgeprofile.errors import DiskFull, StoreError
 from edgeprofile.reader import DATABASES, LIB_VERSION, SEGMENT_KEY
 
 # Address space, not memory or disk: the file grows as pages are written.
 MAP_BYTES = 1 << 40
+# A million bytes of primary ids are some 50,000 profiles that share one identifier; no caller reads more.
+GROUP_BYTES_MAX = 1_000_000
+DISK_FULL_BYTES = 1 << 20
+# Of a meta page of LMDB's: bytes of a page, number of the last page, number of the transaction; see ext/tree.pyx.
+META_AT = 16
+_META = struct.Struct("<24xI92xQQ")
 
 Entries = Sequence[tuple[bytes, bytes]]
 # What a write raises, beside OSError; `code` is an errno, or one of LMDB's own.
@@ -38,14 +50,17 @@ class Writer:
             map_size=MAP_BYTES,
             lib_version=LIB_VERSION,
         )
-        self.records, self.profiles, self.identifiers, self.events, self.histories = map(self.env.open_db, DATABASES)
+        self.records, self.profiles, self.identifiers, self.events, self.histories, self.originals = map(
+            self.env.open_db, DATABASES
+        )
         self.segments = self.event_segments = 0
 
-    def add_segment(self, segment: bytes, entries: Entries) -> None:
-        """One transaction: records, and the place in it of each profile."""
+    def add_segment(self, segment: bytes, entries: Entries, originals: Entries = ()) -> None:
+        """One transaction: records, and the place in it of each profile, and of each row that has updates over it."""
         with self.env.begin(write=True) as txn:
             txn.put(SEGMENT_KEY.pack(self.segments), segment, append=True, db=self.records)
             _append(txn, self.profiles, entries)
+            _append(txn, self.originals, originals)
         self.segments += 1
 
     def add_identifiers(self, entries: Entries) -> None:
@@ -79,3 +94,45 @@ def _append(txn: lmdb.Transaction, database: Any, entries: Entries) -> None:
         _, added = cursor.putmulti(entries, append=True)
     if added != len(entries):
         raise lmdb.KeyExistsError("a key is out of order, or there twice")
+
+
+def is_cut_short(path: Path) -> bool:
+    """Whether a file of LMDB's lacks pages that it says it has, the first of which to be touched would end the process.
+
+    An empty file, or none, lacks nothing: it is to be made.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(META_AT + _META.size)
+            if not head:
+                return False
+            page_bytes: int = _META.unpack_from(head, META_AT)[0]
+            file.seek(page_bytes)
+            metas = [_META.unpack_from(each, META_AT) for each in (head, file.read(META_AT + _META.size))]
+            pages: int = max(last_page for _, last_page, _ in metas) + 1
+            return os.fstat(file.fileno()).st_size < pages * page_bytes
+    except FileNotFoundError:
+        return False
+    except (struct.error, OverflowError):
+        return True
+
+
+def store_error(error: OSError | WriterError, folder: Path, what: str = "the snapshot") -> StoreError:
+    """What a write to this folder ended in."""
+    if _is_disk_full(error, folder):
+        return DiskFull()
+    number = _number(error)
+    why = os.strerror(number) if number is not None and number > 0 else type(error).__name__
+    return StoreError(f"{what} could not be written: {why}")
+
+
+def _number(error: OSError | WriterError) -> int | None:
+    return error.errno if isinstance(error, OSError) else getattr(error, "code", None)
+
+
+def _is_disk_full(error: OSError | WriterError, folder: Path) -> bool:
+    number = _number(error)
+    if number == errno.EIO:  # which is what LMDB makes of a write that was cut short
+        with contextlib.suppress(OSError):
+            return shutil.disk_usage(folder).free < DISK_FULL_BYTES
+    return number in (errno.ENOSPC, errno.EDQUOT)
