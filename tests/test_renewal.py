@@ -251,7 +251,7 @@ def test_settings_are_read_again_and_no_request_fails(service: Service) -> None:
         until(lambda: all_replaced(service, old), "all workers are new ones")
     key = service.key()
     assert {service.get(JANE, key).headers["cache-control"] for _ in range(20)} == {"private, max-age=5"}
-    assert service.admin() not in (None, admin)
+    until(lambda: service.admin() not in (None, admin), "the admin listener is another one too")
     assert "ERROR" not in service.log()
 
 
@@ -265,6 +265,13 @@ def test_a_workspace_can_be_added_while_it_runs(service: Service) -> None:
     bank_key = service.key("bank")
     assert service.get("/v1/profiles/id/x", bank_key).json()["profile_id"] == "x"
     until(lambda: b'edgeprofile_profiles{workspace="bank"} 1.0' in metrics(service), "its metrics are there too")
+
+
+def test_what_a_new_workspace_needs_beside_the_workers_is_started(service: Service) -> None:
+    assert service.gateway() is None
+    service.add_workspace("bank", 'id = "profile_id"\n[workspaces.bank.batch]\nproject = "project_1"')
+    hang_up(service)
+    until(service.gateway, "there is a gateway")
 
 
 def metrics(service: Service) -> bytes:

@@ -16,6 +16,9 @@ from edgeprofile.watch import ParentWatcher, Watcher
 
 RESTART_INTERVAL_S = 1.0
 KILL_INTERVAL_S = 0.1
+OVERLAP_S = 2.0
+# What outlives the main process may finish what it has begun.
+DRAIN_SECONDS_MAX = 15.0
 
 log = logging.getLogger("edgeprofile")
 
@@ -24,15 +27,14 @@ class Keeper(threading.Thread):
     """Runs `work` in a process called `name` while the context lasts; one that dies is started again.
 
     It is forked, as Granian forks its workers, and so it goes on with the settings and the code that they have,
-    whatever lies on disk by then. It must have nothing to finish: when the context or the main process ends, it is
-    killed.
+    whatever lies on disk by then. It must have nothing to finish when the context ends, by which it is killed.
     """
 
     def __init__(self, name: str, work: Callable[[], None]) -> None:
         super().__init__(name=name, daemon=True)
         self._work = work
-        self._is_renewed = False
         self._ending = threading.Event()
+        self._swapping = threading.Lock()
         self._process = self._forked()  # the first one before there is any thread
 
     def __enter__(self) -> Self:
@@ -47,28 +49,33 @@ class Keeper(threading.Thread):
             self.join(KILL_INTERVAL_S)
 
     def renew(self, work: Callable[[], None]) -> None:
-        """Has another process do this work in the place of the one that there is."""
-        self._work = work
-        self._is_renewed = True
-        self._process.kill()
+        """Has another process do this work. Once that has had time to begin, the one before is told to end."""
+        with self._swapping:
+            self._work = work
+            old, self._process = self._process, self._forked()
+        end = threading.Timer(OVERLAP_S, old.terminate)
+        end.daemon = True
+        end.start()
 
     def run(self) -> None:
         """Waits for the process's end, and starts another."""
         while True:
-            self._process.join()
-            status = self._process.exitcode
+            process = self._process
+            process.join()
             if self._ending.is_set():
                 return
-            if status == -signal.SIGTERM:
+            if process is not self._process:
+                continue
+            if process.exitcode == -signal.SIGTERM:
                 # Some supervisors tell every process of a service to end, and not the first alone.
                 log.info("%s was told to end", self.name)
                 return
-            if not self._is_renewed:
-                log.error("%s ended with status %s and is started again", self.name, status)
-            if self._ending.wait(0 if self._is_renewed else RESTART_INTERVAL_S):
+            log.error("%s ended with status %s and is started again", self.name, process.exitcode)
+            if self._ending.wait(RESTART_INTERVAL_S):
                 return
-            self._is_renewed = False
-            self._process = self._forked()
+            with self._swapping:
+                if process is self._process:
+                    self._process = self._forked()
 
     def _forked(self) -> ForkProcess:
         process = multiprocessing.get_context("fork").Process(target=self._live, daemon=True)
@@ -82,5 +89,5 @@ class Keeper(threading.Thread):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        Watcher(ParentWatcher()).start()
+        Watcher(ParentWatcher(DRAIN_SECONDS_MAX)).start()
         self._work()

@@ -137,10 +137,11 @@ def serve(settings: Settings) -> None:
 
     def reload(old: Setup) -> Setup:
         new = _reread(old)
-        if new is not old:
-            for name, work in _works(new.settings, admin_host, started_at, listeners):
-                if name in keepers:
-                    keepers[name].renew(work)
+        for name, work in _works(new.settings, admin_host, started_at, listeners) if new is not old else ():
+            if name in keepers:
+                keepers[name].renew(work)
+            else:
+                keepers[name] = running.enter_context(Keeper(name, work))
         return new
 
     def renew(old: Setup) -> Setup:
