@@ -16,6 +16,8 @@ import duckdb
 import hypothesis
 import msgspec
 import pytest
+from batches import BATCHED, UPDATE, call
+from conftest import MakeService
 from hypothesis import given
 from hypothesis import strategies as st
 from living import Living
@@ -30,6 +32,7 @@ from edgeprofile.loader.apply import LiveWriter
 from edgeprofile.loader.changes import Erasures, Event, Update, Updates
 from edgeprofile.loader.refresh import refresh
 from edgeprofile.outcomes import Outcome
+from edgeprofile.snapshot import current
 
 TABLE = """
 CREATE TABLE profiles (id VARCHAR, email VARCHAR, score INTEGER, gone BOOLEAN, seen TIMESTAMP);
@@ -245,6 +248,27 @@ def test_the_watermark_outlives_processes_and_snapshots_and_is_behind_no_row_tha
     assert shop.delta() == (0, 0)
     assert shop.load() == "published"
     assert shop.manifest().watermark_us == 1_749_557_400_000_000
+
+
+def test_a_watcher_brings_deltas_to_callers_while_it_takes_updates(make_service: MakeService) -> None:
+    service = make_service({"shop": BATCHED})
+    service.run_sql(
+        "CREATE TABLE profiles AS SELECT 'ann' AS profile_id, 'ann@example.com' AS email, 'd1' AS device_id, "
+        "1.5 AS lifetime_value, true AS high_spenders, false AS churn_risk, TIMESTAMP '2025-06-10' AS updated_at"
+    )
+    service.load()
+    service.watch()
+    service.start()
+    key = service.key(scopes=("read", "write"))
+    name = current(service.home())
+    for value in (2, 3):
+        said = [{"identifiers": {"custom_id": "ann"}, "attributes": {"mood": value}}]
+        assert service.ask(call(UPDATE, key, said)).status == 202
+        service.run_sql(f"UPDATE profiles SET lifetime_value = {value}, updated_at = '2025-06-1{value}'")
+        service.watcher().send_signal(signal.SIGHUP)
+        expected = {"lifetime_value": value, "mood": value}
+        until(lambda: expected.items() <= service.get("/v1/profiles/id/ann", key).json().items(), "the delta")  # noqa: B023
+    assert current(service.home()) == name
 
 
 # --- when it is full instead ---------------------------------------------------------------------------------------

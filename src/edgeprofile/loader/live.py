@@ -11,8 +11,7 @@ Five databases, which workers read beside this one writer (see ext/live.pyx), an
     histories    primary id         → directory of the whole history, whose blocks of the live layer are marked LIVE;
                                       empty where there are no events any more
     events       number of a block  → the block
-    rows         primary id         → record of the snapshot's schema, of the row alone that a delta refresh brought;
-                                      empty where it said that the snapshot's row is gone
+    rows         primary id         → record of the row alone, as a delta refresh brought it; empty where it is gone
 
 Generation 0 is the snapshot's own schema; each one after it has more attributes, as `events_schema` has parameters.
 A profile is computed anew from the snapshot and the overlay whenever a change touched it, so that to do it again
@@ -177,16 +176,13 @@ class Live:
             return {primary: has_row for primary, has_row in held if has_row != bool(self.base.row_of(primary))}
 
     def _newer(self, primary: bytes) -> bytes | None:
-        if self.rows == 0:
-            return None
-        with self._env.begin() as txn:
-            return txn.get(primary, db=self._rows)
+        with self._env.begin(db=self._rows) as txn:
+            return txn.get(primary) if self.rows else None
 
     def apply(
         self, view: View, touched: Touched, at: snapshot.AtStep = snapshot.nothing, delta: Delta | None = None
     ) -> None:
-        """Applies the changes since the last one that is in here, and what a delta refresh brings, which together
-        touched these profiles.
+        """Applies the changes since the last one that is in here, and a delta, which together touched these profiles.
 
         One transaction: durable, and announced to readers, when this returns.
         """
