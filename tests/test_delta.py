@@ -452,7 +452,7 @@ def test_an_erasure_is_seen_to_by_a_full_refresh_in_time(shop: Shop) -> None:
 def test_the_events_of_a_profile_that_is_back_are_back(tmp_path: Path) -> None:
     shop = Shop(tmp_path)
     shop.sql(TABLE, "CREATE TABLE happened AS SELECT 'ann' AS who, 'page' AS what, TIMESTAMP '2025-01-01' AS seen")
-    shop.settled()
+    shop.settled(full_refresh=12)
     text = (tmp_path / "edgeprofile.toml").read_text()
     events = f'[workspaces.{NAME}.events]\nsql = "FROM happened"\nprofile = "who"\nname = "what"\ntime = "seen"\n'
     (tmp_path / "edgeprofile.toml").write_text(text + events)

@@ -748,3 +748,9 @@ def test_the_reference_reads_types_and_defaults_off_the_structs() -> None:
     kind = "a list (each a column or a table of column, unique, normalize)"
     assert rows["workspaces.<name>.profiles.identifiers"] == (kind, "[]")
     assert rows["workspaces.<name>.insider.identifiers"] == ("a table", "{}")
+
+
+def test_refreshes_are_full_where_events_come_with_them_unless_the_settings_say_otherwise(write: Write) -> None:
+    for text, every in ((SHOP, 12), (SHOP + EVENTS, 1), (f"{SHOP}full_refresh = 5\n{EVENTS}", 5)):
+        write(text)
+        assert load(environ={}).workspaces["shop"].full_every == every

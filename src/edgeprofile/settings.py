@@ -43,6 +43,7 @@ T = TypeVar("T")
 FILE = "edgeprofile.toml"
 # Each has a counter of its own in the shared file.
 WORKSPACES_MAX = 1_000
+FULL_EVERY = 12
 # The warehouses, by the schemes of their URLs.
 SCHEMES = ("duckdb", "postgresql", "postgres", "snowflake", "bigquery", "grpc", "grpc+tls")
 
@@ -206,7 +207,7 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One company's dataset. `keep` counts snapshots; the two shares are of rows and of profiles."""
 
     refresh: Duration = "5m"
-    full_refresh: Kept = 12
+    full_refresh: Kept | None = None
     overlap: Duration = "1m"
     keep: Kept = 2
     erase_within: Duration = "24h"
@@ -242,6 +243,11 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def erase_within_s(self) -> float:
         return seconds(self.erase_within)
+
+    @property
+    def full_every(self) -> int:
+        """Every how many refreshes one is full. Events come with those alone, so without a word of it all are."""
+        return self.full_refresh or (FULL_EVERY if self.events is None else 1)
 
     @property
     def overlap_s(self) -> float:

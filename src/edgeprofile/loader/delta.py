@@ -46,7 +46,7 @@ class Done(NamedTuple):
 def is_due(home: Path, workspace: Workspace, current: snapshot.Manifest) -> bool:
     """Whether the next refresh may be one: it is neither the turn of a full one, nor is there any other need of it."""
     known = outcomes.read(home)
-    if known.rolled_back or known.deltas + 1 >= workspace.full_refresh or current.watermark_us is None:
+    if known.rolled_back or known.deltas + 1 >= workspace.full_every or current.watermark_us is None:
         return False
     # A full refresh is what rids the disk of a profile that was erased.
     return erased_upto(home, workspace.erase_within_s) <= current.updates
