@@ -267,6 +267,7 @@ class Service:
         command = [sys.executable, "-m", "edgeprofile", "serve", "--config", str(self.file)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **options)
+        self._is_released = False
         # The admin listener first: until it has its name, it looks like a worker.
         until(lambda: not self.admin_port or self.admin(), "the admin listener is up")
         if any(workspace.batch for workspace in self.settings.workspaces.values()):

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from living import Living, living
-from workshop import Workshop, values
+from workshop import Workshop, roll_back, values
 
 from edgeprofile import history, reader, snapshot
 from edgeprofile._record import check_of
@@ -377,6 +377,26 @@ def test_a_damaged_live_layer_takes_no_updates_until_a_load_makes_another(shop: 
     assert (profile(shop, "1") or {})["name"] in ("Anna", "Annie")
     assert write(shop, ["1", {"name": "Andy"}]) == []
     assert (profile(shop, "1") or {})["name"] == "Andy"
+
+
+def test_a_live_layer_that_was_removed_is_made_anew_of_the_overlay(shop: Workshop) -> None:
+    write(shop, ["1", {"name": "Anna"}])
+    shop.load()
+    write(shop, ["1", {"name": "Annie"}], ["made", {"size": 1}, {}, {}, [event("page")]])
+    shop.load(force=True)
+    before = {primary: body(shop, primary) for primary in ("1", "2", "made")}
+    write(shop, ["2", {"name": "Bert"}])
+    (shop.current_folder() / snapshot.LIVE).unlink()
+    with LiveWriter(shop.home) as writer:
+        writer.catch_up()
+    assert body(shop, "2").startswith('{"id":2,"email":"b@x","name":"Bert"')
+    kept = snapshot.names(shop.home)[-2]
+    (snapshot.folder(shop.home, kept) / snapshot.LIVE).unlink()
+    assert roll_back(shop.home).name == kept
+    assert {primary: body(shop, primary) for primary in ("1", "made")} == {each: before[each] for each in ("1", "made")}
+    assert body(shop, "2").startswith('{"id":2,"email":"b@x","name":"Bert"')
+    with served(shop) as found:
+        assert len(found.events_of("made")) == 1
 
 
 @pytest.mark.parametrize("damage", ["noise", "another file", "cut"])

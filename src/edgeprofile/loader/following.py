@@ -49,30 +49,20 @@ def void(home: Path, primaries: list[bytes], before: snapshot.Manifest | None) -
 
 
 def forget(home: Path) -> None:
-    """Lets the overlay forget the changes that every snapshot's live layer has."""
+    """Lets the overlay forget the changes that every snapshot has itself, so that a live layer can be made anew."""
     kept = snapshot.manifests(home)
     if kept and has_overlay(home):
         with open_overlay(home) as overlay:
-            overlay.forget(min(_applied(home, each) for each in kept), min(each.updates for each in kept))
-
-
-def _applied(home: Path, manifest: snapshot.Manifest) -> int:
-    """The last change that a snapshot and its live layer have; a damaged layer is made anew, from the snapshot on."""
-    found = _meta(home, manifest, b"applied")
-    return manifest.updates if found is None else max(manifest.updates, int.from_bytes(found, "big"))
+            overlay.forget(min(each.updates for each in kept))
 
 
 def live_watermark_us(home: Path, manifest: snapshot.Manifest) -> int | None:
     """Up to where delta refreshes have brought rows into the live layer of a snapshot; None where there was none."""
-    found = _meta(home, manifest, b"watermark")
-    return None if found is None else int.from_bytes(found, "big", signed=True)
-
-
-def _meta(home: Path, manifest: snapshot.Manifest, key: bytes) -> bytes | None:
     folder = snapshot.folder(home, manifest.name)
     with contextlib.suppress(StoreError, OSError):
         live = LiveReader(folder / snapshot.LIVE, folder / snapshot.SEQUENCE, LIVE_DATABASES)
-        return live.get(LIVE_META, key)
+        found = live.get(LIVE_META, b"watermark")
+        return None if found is None else int.from_bytes(found, "big", signed=True)
     return None
 
 

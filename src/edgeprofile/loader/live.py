@@ -142,12 +142,6 @@ class Live:
         """Those of the last generation."""
         return self._generations[-1]
 
-    @property
-    def profiles(self) -> int:
-        """How many profiles are live, or were erased or the like since."""
-        with self._env.begin() as txn:
-            return int(txn.stat(self._profiles)["entries"])
-
     def catch_up(self, view: View) -> None:
         """Applies all changes that are not in here yet."""
         if view.sequence > self.applied:

@@ -313,15 +313,14 @@ class Overlay:
         """To write to, as one change, whose sequence is above `after` too."""
         return Change(self, after=after)
 
-    def forget(self, applied: int, folded: int) -> None:
-        """Forgets what no snapshot needs any more: all live layers have the changes up to `applied`, and the snapshots
-        themselves those up to `folded`."""
+    def forget(self, upto: int) -> None:
+        """Forgets what no snapshot needs that has all changes up to one."""
         more = True
         while more:
             with self.change() as change:
-                more = change.forget_changes(applied)
+                more = change.forget_changes(upto)
         with self.change() as change:
-            change.forget_restored(folded)
+            change.forget_restored(upto)
 
     def copy(self, to: Path) -> None:
         """Copies it as of now, without its free pages."""
