@@ -315,7 +315,12 @@ def test_an_export_that_takes_too_long_fails(shop: Workshop, monkeypatch: pytest
 
 
 async def child() -> int:
-    """The pid of the one process that this one has started."""
+    """The pid of the process that sleeps; other tests' servers are children of this one too."""
     listing = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
-    await until(lambda: listing.read_text().strip() != "")
-    return int(listing.read_text().split()[0])
+
+    def sleeping() -> list[int]:
+        names = {int(pid): Path(f"/proc/{pid}/comm") for pid in listing.read_text().split()}
+        return [pid for pid, name in names.items() if name.read_text() == "sleep\n"]
+
+    await until(lambda: sleeping() != [])
+    return sleeping()[0]
