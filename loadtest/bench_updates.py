@@ -38,7 +38,7 @@ from edgeprofile.demo import PROFILE_ID
 
 UPDATES, PROFILES, RATE = 10_000, 50_000, 1_000
 TAKEN, FELT = "updates taken, 10,000 a call", "p99 of lookups, 1,000/s, while they are taken"
-TAKEN_TARGET, FELT_TARGET = Target("≥", 10_000), Target("≤", 1.5)
+TAKEN_TARGET, FELT_TARGET = Target("≥", 10_000), Target("≤", 2)
 SLACK = 0.99  # of the rate: the last call may end a little late
 
 

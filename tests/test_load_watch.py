@@ -358,7 +358,8 @@ def test_a_load_is_gentle_and_the_first_to_go_but_the_watcher_is_not(watch: Watc
     niceness = {each: os.getpriority(os.PRIO_PROCESS, each) for each in (process.pid, pid)}
     assert niceness[pid] == min(niceness[process.pid] + processes.NICENESS, 19)
     threads = [int(thread.name) for thread in Path(f"/proc/{pid}/task").iterdir()]
-    assert {priority_of_io(thread) for thread in threads} == {processes.IOPRIO_IDLE}
+    # Those of a thread that has ended meanwhile cannot be had.
+    assert {priority_of_io(thread) for thread in threads} - {-1} == {processes.IOPRIO_IDLE}
     assert priority_of_io(process.pid) != processes.IOPRIO_IDLE
     assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "500\n"
     assert Path(f"/proc/{process.pid}/oom_score_adj").read_text() != "500\n"
