@@ -55,6 +55,8 @@ class Case(NamedTuple):
         assert (self.shop.current(), self.shop.bodies()) == (before, served)
         assert self.shop.leftovers() == []
         assert str(raised.value) == outcomes.read(self.shop.home).last[-1].message
+        noted = (self.shop.home / outcomes.REFRESH).read_text()
+        assert not any(secret in noted for secret in (SECRET, PASSWORD, ESCAPED))
         for text in (str(raised.value), raised.value.hint or ""):
             assert "\n" not in text
             assert not any(secret in text for secret in (SECRET, PASSWORD, ESCAPED, "4711"))
