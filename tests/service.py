@@ -354,8 +354,8 @@ class Service:
             return 0
 
     def workers(self) -> list[int]:
-        """The pids of the workers: those children that have the shared map mapped, and no name of their own."""
-        return [pid for pid in self._children() if "shared.map" in mappings(pid) and not own_name(pid)]
+        """The pids of the workers: those children that are called so, and have the shared map mapped."""
+        return [pid for pid in self._children() if "shared.map" in mappings(pid) and own_name(pid) == "wrk"]
 
     def admin(self) -> int | None:
         """The pid of the admin listener; None while there is none."""

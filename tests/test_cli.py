@@ -350,6 +350,15 @@ def test_the_demo_prints_a_request_that_works_again_and_again(tmp_path: Path) ->
         assert len(set(keys)) == 2
 
 
+def test_a_demo_that_only_makes_the_shop_leaves_what_can_be_loaded(tmp_path: Path) -> None:
+    workshop = Workshop(tmp_path)
+    made = workshop.run("demo", "--make", "--dir", "shop", "--profiles", "20")
+    assert made.status == 0, made.err
+    assert "20 customers" in made.out
+    assert not (tmp_path / "shop" / "var").exists()
+    assert workshop.run("load", "--config", "shop/edgeprofile.toml").status == 0
+
+
 def test_a_demo_on_a_port_that_is_taken_ends_with_one_line(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "--port", type=_port, metavar="P", help="port to serve on (default: 8000, or the next free one)"
     )
     command.add_argument("--dir", type=Path, default=Path("demo"), help="where to keep it (default: demo)")
+    command.add_argument("--make", action="store_true", help="make the shop, and neither load nor serve it")
     command.set_defaults(run=commands.run_demo)
 
     command = added.add_parser("init", help="write a workspace's settings from a model of a dbt project")

@@ -56,6 +56,9 @@ def run_demo(arguments: Arguments) -> int:
     with status.progress(sys.stderr) as progress:
         progress("sample warehouse", 0, 0)
         file = demo.make_shop(arguments.dir, arguments.profiles)
+    if arguments.make:
+        print(f"made {arguments.profiles:,} customers in {arguments.dir}: the settings are {file}")
+        return 0
     settings = load(file)
     server = settings.server
     port = arguments.port or free_port(server.host, server.port)

@@ -83,11 +83,16 @@ class Keeper(threading.Thread):
         return process
 
     def _live(self) -> None:
-        with contextlib.suppress(OSError):  # for ps and top, where there is such a file
-            Path("/proc/self/comm").write_text(self.name)
+        name_process(self.name)
         # What a terminal sends is for the main process, whose handler this one has of it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         Watcher(ParentWatcher(DRAIN_SECONDS_MAX)).start()
         self._work()
+
+
+def name_process(name: str) -> None:
+    """Calls this process so for ps, top and pgrep: by 15 characters, where there is such a file."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name)

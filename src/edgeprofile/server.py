@@ -30,7 +30,7 @@ from edgeprofile.api.admin import build_admin
 from edgeprofile.app import build_app, open_shared
 from edgeprofile.errors import EdgeprofileError, UsageError
 from edgeprofile.exposition import Exposition
-from edgeprofile.keeper import Keeper
+from edgeprofile.keeper import Keeper, name_process
 from edgeprofile.life import Life
 from edgeprofile.loop import Loop, make_loop
 from edgeprofile.reload import reread
@@ -276,6 +276,7 @@ def _launch(listeners: list[socket.socket], setup: Setup, number: int, pulse: in
 def _load(settings: Settings, listeners: list[socket.socket], number: int, pulse: int) -> Front:
     """Runs in each worker."""
     try:
+        name_process("edgeprofile-wrk")
         loop = asyncio.get_event_loop()
         _close(listeners[:number] + listeners[number + 1 :])
         life = Life(listeners[number].fileno(), pulse)
