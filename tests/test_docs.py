@@ -179,7 +179,7 @@ def test_the_operating_page_has_every_metric_with_its_type_and_labels(tmp_path: 
     shop.model("SELECT unnest([1, NULL]) AS id", rejects_max=1).load()
     Recorder(shared, *slots(Surface.NATIVE)).record(200, 0)
     registry = CollectorRegistry()
-    registry.register(Exposition(shop.settings(), shared, started_at=0, workers=1))
+    registry.register(Exposition(shop.settings(), shared, started_at=0, workers=1, expires_at=0))
     text = generate_latest(registry).decode()
     labels = {
         re.sub(r"_(bucket|count|sum)$", "", sample.name): sample.labels.keys() - {"le"}
