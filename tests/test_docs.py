@@ -221,6 +221,16 @@ def test_the_architecture_page_names_every_module() -> None:
     assert unnamed == []
 
 
+def test_every_test_that_the_security_page_names_exists_and_every_risk_has_one() -> None:
+    rows = table(read(ROOT / "docs" / "security.md"), "risk")
+    assert [row[0].split(":")[0] for row in rows] == [f"API{number}" for number in range(1, 11)]
+    for risk, _, shown in rows:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", shown)
+        assert len(named) == shown.count("`") // 2 > 0, risk
+        for file, test in named:
+            assert re.search(rf"^def {test}\(", read(ROOT / "tests" / file), re.MULTILINE), f"{file}::{test}"
+
+
 def test_every_dependency_earns_its_place_in_a_line_of_the_architecture_page() -> None:
     project = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]
     requirements = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
