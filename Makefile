@@ -24,7 +24,7 @@ CYTHON := $(wildcard ext/*.pyx ext/*.pxd src/edgeprofile/*.pxd)
 COMPILED := $(patsubst ext/%.pyx,edgeprofile._%,$(wildcard ext/*.pyx))
 BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
 
-.PHONY: help run test lint bench build fuzz scan lock clean
+.PHONY: help run test lint bench build fuzz scan audit lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -64,6 +64,11 @@ fuzz: $(VENV)/test ## throw damaged records and files at the compiled code, buil
 scan: $(VENV)/test $(VENV)/built ## have sslyze look at the service's TLS
 	@test -x $(VENV)/sslyze/bin/sslyze || { $(PYTHON) -m venv $(VENV)/sslyze; $(VENV)/sslyze/$(INSTALL) sslyze; }
 	@python tests/scan_tls.py $(VENV)/sslyze/bin/sslyze
+
+# In an environment of its own too: what looks at the pins is not among them.
+audit: $(VENV)/made ## ask whether a fault is known of any package that deploy/ pins
+	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit; $(VENV)/audit/$(INSTALL) pip-audit; }
+	@python tests/audit_pins.py $(VENV)/audit/bin/pip-audit
 
 # By the oldest Python that is supported, whose needs are those of the newer ones and more.
 lock: $(VENV)/made ## pin what the container installs, by hashes, in deploy/ (ARGS=--upgrade)

@@ -179,7 +179,7 @@ def test_the_operating_page_has_every_metric_with_its_type_and_labels(tmp_path: 
     shop.model("SELECT unnest([1, NULL]) AS id", rejects_max=1).load()
     Recorder(shared, *slots(Surface.NATIVE)).record(200, 0)
     registry = CollectorRegistry()
-    registry.register(Exposition(shop.settings(), shared, started_at=0, workers=1))
+    registry.register(Exposition(shop.settings(), shared, started_at=0, workers=1, expires_at=0))
     text = generate_latest(registry).decode()
     labels = {
         re.sub(r"_(bucket|count|sum)$", "", sample.name): sample.labels.keys() - {"le"}
@@ -219,6 +219,16 @@ def test_the_architecture_page_names_every_module() -> None:
     modules = [*(ROOT / "src").rglob("*.py"), *(ROOT / "ext").glob("*.p[yx]?")]
     unnamed = [path.name for path in modules if not path.name.startswith("__") and path.name not in page]
     assert unnamed == []
+
+
+def test_every_test_that_the_security_page_names_exists_and_every_risk_has_one() -> None:
+    rows = table(read(ROOT / "docs" / "security.md"), "risk")
+    assert [row[0].split(":")[0] for row in rows] == [f"API{number}" for number in range(1, 11)]
+    for risk, _, shown in rows:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", shown)
+        assert len(named) == shown.count("`") // 2 > 0, risk
+        for file, test in named:
+            assert re.search(rf"^def {test}\(", read(ROOT / "tests" / file), re.MULTILINE), f"{file}::{test}"
 
 
 def test_every_dependency_earns_its_place_in_a_line_of_the_architecture_page() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import bisect
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -269,6 +270,10 @@ def test_a_scrape_tells_which_snapshots_are_published(service: Service) -> None:
     assert 0 <= found["edgeprofile_snapshot_age_seconds"]["shop",] < time.time() - manifest.started_at
     assert found["edgeprofile_snapshot_opened_total"] == {(): 2}
     assert found["edgeprofile_workers"] == {(): 2}
+    assert found["edgeprofile_worker_died_total"] == {(): 0}
+    assert found["edgeprofile_snapshot_bytes"] == {("shop",): manifest.file_bytes}
+    assert 0 < found["edgeprofile_disk_free_bytes"][()] <= shutil.disk_usage(service.folder).total
+    assert "edgeprofile_certificate_expiry_timestamp_seconds" not in found, "there is none"
     assert manifest.finished_at < found["edgeprofile_start_time_seconds"][()] < time.time()
 
     service.load("bank")
@@ -361,6 +366,7 @@ def test_counters_outlive_a_worker_but_not_the_service(service: Service) -> None
     until(lambda: len(service.workers()) == 2 and victim not in service.workers(), "there is another worker")
     assert service.get(JANE, limited).status == 429, "the limits go on"
     until(lambda: requests(scrape(service))["native", "429"] == 3, "all is counted")
+    assert scrape(service)["edgeprofile_worker_died_total"][()] == 1
     assert requests(scrape(service))["native", "200"] == 1
 
     service.stop()

@@ -9,7 +9,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 from authority import Authority, Issued, replace
@@ -149,6 +149,25 @@ def test_a_certificate_is_renewed_and_no_request_fails(make_secured: Callable[..
             until(lambda: all_replaced(service, old), "all workers are new ones")  # noqa: B023
             assert {presented(service) for _ in range(20)} == {serial(renewed)}
     assert service.log().count("the certificate was renewed") == 2
+
+
+def test_metrics_tell_when_the_certificate_that_is_presented_is_over(make_service: MakeService) -> None:
+    service = make_service(server=TLS, context=AUTHORITY.client(), with_admin=True)
+    first, renewed = AUTHORITY.issue(days=2), AUTHORITY.issue(days=9)
+    first.write(service.folder, "server")
+    service.start(ready=503)
+    assert told_expiry(service) == first.certificate.not_valid_after_utc.timestamp()
+    renewed.write(service.folder, "server")
+    until(lambda: told_expiry(service) == renewed.certificate.not_valid_after_utc.timestamp(), "it is told")
+
+
+def told_expiry(service: Service) -> float:
+    """What the admin listener says; 0 while one takes the place of another."""
+    with suppress(ConnectionError):
+        text = exchange(service.admin_port, request("/metrics")).body.decode()
+        found = re.search(r"^edgeprofile_certificate_expiry_timestamp_seconds (\S+)$", text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+    return 0.0
 
 
 def test_half_a_renewal_changes_nothing_until_it_is_whole(make_secured: Callable[..., Service]) -> None:

@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -78,7 +79,8 @@ class Main:
         def revised(_: Setup) -> Setup:
             return kinds.setdefault(self._kind.read_text(), setup_of(self._kind.read_text()))
 
-        main = Supervisor(first, listeners, self._launch, reload=revised, renew=lambda setup: setup)
+        died = partial(self._note, "died")
+        main = Supervisor(first, listeners, self._launch, reload=revised, renew=lambda setup: setup, died=died)
         os._exit(main.run())
 
     def _launch(self, setup: Setup, number: int, pulse: int) -> BaseProcess:
@@ -147,6 +149,7 @@ def test_what_workers_cannot_be_made_of_changes_nothing(start: Callable[..., Mai
     os.kill(main.pids("good")[0], signal.SIGKILL)
     until(lambda: len(main.pids("good")) == 3, "another takes its place")
     assert main.notes("retiring", "end") == []
+    assert main.notes("died") == ["died"], "only what served is counted"
     assert len([line for line in main.notes("start") if "good" not in line]) == 2, "each was tried once"
 
 
@@ -162,6 +165,7 @@ def test_a_worker_that_gives_no_sign_of_life_is_replaced(start: Callable[..., Ma
     main.tell(signal.SIGTERM)
     assert main.status() == 0
     assert len(main.notes("ending")) == len(main.notes("end")) == 2
+    assert main.notes("died") == ["died"]
 
 
 @pytest.mark.parametrize("kind", ["broken", "stuck", "silent"])

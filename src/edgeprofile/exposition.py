@@ -6,6 +6,7 @@ No id, value or key is one.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -37,17 +38,24 @@ TOTALS = {
         "edgeprofile_lookup_deferred_total",
         "Lookups that took the longer way through the loop.",
     ),
+    Counter.WORKERS_DIED: ("edgeprofile_worker_died_total", "Workers that ended without being told to."),
 }
 
 
 class Exposition(Collector):
-    """Reads everything anew at each scrape. `started_at` is the service's, in Unix seconds; `workers` is how many."""
+    """Reads everything anew at each scrape. `started_at` is the service's, in Unix seconds; `workers` is how many.
 
-    def __init__(self, settings: Settings, shared: SharedMap, started_at: float, workers: int) -> None:
+    `expires_at` is when the certificate is over that the workers present, in Unix seconds; None without TLS.
+    """
+
+    def __init__(
+        self, settings: Settings, shared: SharedMap, started_at: float, workers: int, expires_at: float | None = None
+    ) -> None:
         self._settings = settings
         self._shared = shared
         self._started_at = started_at
         self._workers = workers
+        self._expires_at = expires_at
 
     def collect(self) -> Iterator[Metric]:
         """All families, those without a sample too."""
@@ -65,6 +73,16 @@ class Exposition(Collector):
         yield GaugeMetricFamily("edgeprofile_workers", "Server processes that are kept running.", self._workers)
         yield GaugeMetricFamily(
             "edgeprofile_start_time_seconds", "When the service started, in Unix seconds.", self._started_at
+        )
+        expiry = GaugeMetricFamily(
+            "edgeprofile_certificate_expiry_timestamp_seconds", "When the certificate is over, in Unix seconds."
+        )
+        if self._expires_at is not None:
+            expiry.add_metric([], self._expires_at)
+        yield expiry
+        disk = os.statvfs(self._settings.data_dir)
+        yield GaugeMetricFamily(
+            "edgeprofile_disk_free_bytes", "Room for the data folder.", disk.f_bavail * disk.f_frsize
         )
 
     def _requests(self) -> Iterator[Metric]:
@@ -87,11 +105,12 @@ class Exposition(Collector):
     def _snapshots(self) -> Iterator[Metric]:
         """What is published, of each workspace where that is whole as far as its manifest tells."""
         info = InfoMetricFamily("edgeprofile_snapshot", "The published snapshot.", labels=["workspace"])
-        age, staleness, profiles, live = (
+        age, staleness, size, profiles, live = (
             GaugeMetricFamily(name, meaning, labels=["workspace"])
             for name, meaning in (
                 ("edgeprofile_snapshot_age_seconds", "Age of the published snapshot."),
                 ("edgeprofile_staleness_seconds", "Since the warehouse was last seen to hold what is served."),
+                ("edgeprofile_snapshot_bytes", "What the published snapshot takes on disk."),
                 ("edgeprofile_profiles", "Profiles in the published snapshot."),
                 ("edgeprofile_live_profiles", "Profiles that changed since that snapshot."),
             )
@@ -109,12 +128,13 @@ class Exposition(Collector):
                 info.add_metric([name], {"snapshot": manifest.name})
                 age.add_metric([name], max(0.0, now - manifest.finished_at))
                 staleness.add_metric([name], max(0.0, now - outcomes.read(home).seen_at(manifest)))
+                size.add_metric([name], manifest.file_bytes)
                 profiles.add_metric([name], manifest.profiles)
                 live.add_metric([name], live_profiles(snapshot.folder(home, manifest.name)))
                 for model, counts in (("profiles", manifest.rejected), ("events", manifest.events_rejected)):
                     for reason, count in counts.items():
                         rejected.add_metric([name, model, reason], count)
-        yield from (info, age, staleness, profiles, live, rejected)
+        yield from (info, age, staleness, size, profiles, live, rejected)
 
     def _refreshes(self) -> Iterator[Metric]:
         """How loading goes, which is another process's doing: all of it is read from the workspaces' folders."""

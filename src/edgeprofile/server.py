@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -33,6 +33,7 @@ from edgeprofile.exposition import Exposition
 from edgeprofile.keeper import Keeper, name_process
 from edgeprofile.life import Life
 from edgeprofile.loop import Loop, make_loop
+from edgeprofile.metrics import Counter
 from edgeprofile.reload import reread
 from edgeprofile.settings import Settings
 from edgeprofile.supervisor import Setup, Supervisor
@@ -40,6 +41,7 @@ from edgeprofile.supervisor import Setup, Supervisor
 PORTS_TRIED = 20
 BACKLOG = 4096
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 30, 10, 3
+ADMIN, GATEWAY = "edgeprofile-adm", "edgeprofile-gtw"
 HOSTS = "set server.host and server.admin_host to addresses of this machine"
 loops.register(Loops.auto.value)(make_loop)
 
@@ -119,7 +121,8 @@ def serve(settings: Settings) -> None:
     renewals = tls.Renewals(settings)
     setup = Setup(settings, tls.read(settings))
     # Opened here once, so that a folder that cannot be used is one line and not a crash of every worker.
-    open_shared(settings).clear_counters()
+    shared = open_shared(settings)
+    shared.clear_counters()
     if settings.signs:
         signing.ensure(settings.data_dir)
     logging.config.dictConfig(LOGGING)
@@ -132,12 +135,13 @@ def serve(settings: Settings) -> None:
     if admin_port:
         log.info("metrics on http://%s:%d/metrics", admin_host, admin_port)
 
+    works = partial(_works, admin_host=admin_host, started_at=started_at, listeners=listeners)
     # All are forked before the first has a thread to look after it.
-    keepers = {name: Keeper(name, work) for name, work in _works(settings, admin_host, started_at, listeners)}
+    keepers = {name: Keeper(name, work) for name, work in works(setup).items()}
 
     def reload(old: Setup) -> Setup:
         new = _reread(old)
-        for name, work in _works(new.settings, admin_host, started_at, listeners) if new is not old else ():
+        for name, work in works(new).items() if new is not old else ():
             if name in keepers:
                 keepers[name].renew(work)
             else:
@@ -145,24 +149,31 @@ def serve(settings: Settings) -> None:
         return new
 
     def renew(old: Setup) -> Setup:
-        return _reidentified(old) if renewals.poll(old.settings) else old
+        new = _reidentified(old) if renewals.poll(old.settings) else old
+        if new is not old and ADMIN in keepers:  # which tells when the certificate is over
+            keepers[ADMIN].renew(works(new)[ADMIN])
+        return new
 
     with contextlib.ExitStack() as running:
         for keeper in keepers.values():
             running.enter_context(keeper)
-        status = Supervisor(setup, listeners, partial(_launch, listeners), reload=reload, renew=renew).run()
+        died = partial(shared.add, Counter.WORKERS_DIED, 1)
+        launch = partial(_launch, listeners)
+        status = Supervisor(setup, listeners, launch, reload=reload, renew=renew, died=died).run()
     if status:
         sys.exit(status)
 
 
 def _works(
-    settings: Settings, admin_host: str, started_at: float, listeners: list[socket.socket]
-) -> Iterator[tuple[str, Callable[[], None]]]:
-    """What is done beside the workers, each in a process of its own."""
-    if settings.server.admin_port:
-        yield "edgeprofile-adm", partial(_serve_admin, settings, admin_host, started_at, listeners)
-    if gateway.served(settings):
-        yield "edgeprofile-gtw", partial(_serve_gateway, settings, listeners)
+    setup: Setup, admin_host: str, started_at: float, listeners: list[socket.socket]
+) -> dict[str, Callable[[], None]]:
+    """What is done beside the workers, each in a process of its own that has this name."""
+    works: dict[str, Callable[[], None]] = {}
+    if setup.settings.server.admin_port:
+        works[ADMIN] = partial(_serve_admin, setup, admin_host, started_at, listeners)
+    if gateway.served(setup.settings):
+        works[GATEWAY] = partial(_serve_gateway, setup.settings, listeners)
+    return works
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -306,11 +317,14 @@ def _close(listeners: list[socket.socket]) -> None:
         listener.close()
 
 
-def _serve_admin(settings: Settings, host: str, started_at: float, listeners: list[socket.socket]) -> None:
+def _serve_admin(setup: Setup, host: str, started_at: float, listeners: list[socket.socket]) -> None:
     """Runs in the admin listener's process, until that is killed."""
     try:
         _close(listeners)
-        app = build_admin(Exposition(settings, open_shared(settings), started_at, workers=len(listeners)))
+        settings, identity = setup
+        shared = open_shared(settings)
+        expires_at = None if identity is None else identity.expires_at.timestamp()
+        app = build_admin(Exposition(settings, shared, started_at, workers=len(listeners), expires_at=expires_at))
         server = EmbeddedServer(
             app,
             address=host,

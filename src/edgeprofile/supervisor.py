@@ -120,11 +120,19 @@ class Slot:
 
 class Supervisor:
     """Runs workers of `setup`, one for each of the listening sockets. `reload` is asked for another setup at SIGHUP,
-    `renew` every second; each returns the one that it is given where nothing has changed.
+    `renew` every second; each returns the one that it is given where nothing has changed. `died` is told of each worker
+    that ended before its time.
     """
 
     def __init__(
-        self, setup: Setup, listeners: list[socket.socket], launch: Launch, *, reload: Revise, renew: Revise
+        self,
+        setup: Setup,
+        listeners: list[socket.socket],
+        launch: Launch,
+        *,
+        reload: Revise,
+        renew: Revise,
+        died: Callable[[], None],
     ) -> None:
         self._wanted = setup
         self._proven = setup  # of which a worker became ready, but for the first one
@@ -132,6 +140,7 @@ class Supervisor:
         self._launch = launch
         self._reload = reload
         self._renew = renew
+        self._died = died
         self._status: int | None = None  # of the service's end, once that has begun
         self._delayed_until = 0.0
         self._renew_at = self._replace_at = self._alive_at = time.monotonic()
@@ -243,6 +252,7 @@ class Supervisor:
 
     def _count_death(self, slot: Slot, dead: Worker, now: float) -> None:
         log.error("worker %d ended with status %s and is replaced", dead.process.pid, dead.process.exitcode)
+        self._died()
         slot.short_lives = slot.short_lives + 1 if now - dead.started_at < SHORT_LIFE_S else 0
         if slot.short_lives >= SHORT_LIVES_MAX:
             log.error("workers end as soon as they are started: giving up")
