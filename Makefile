@@ -23,8 +23,11 @@ MAKEFLAGS += --no-print-directory
 CYTHON := $(wildcard ext/*.pyx ext/*.pxd src/edgeprofile/*.pxd)
 COMPILED := $(patsubst ext/%.pyx,edgeprofile._%,$(wildcard ext/*.pyx))
 BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
+PROCESSORS = $(shell nproc)
+# One more process than there are processors, because tests wait for servers that start, and for polls.
+SIDE_BY_SIDE = --numprocesses=$$(($(PROCESSORS) + 1)) --dist=loadfile --no-loadscope-reorder
 
-.PHONY: help run test lint bench build fuzz scan audit lock clean
+.PHONY: help run test lint check-style check-types check-stubs check-cython bench build fuzz scan audit lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -32,14 +35,23 @@ help: ## this list
 run: $(VENV)/built ## make a sample shop, serve it, and print a request that works (ARGS="--profiles 100000")
 	@edgeprofile demo $(ARGS)
 
-test: lint ## check the code, then run all tests (ARGS="-k limiter")
-	@python -m pytest $(ARGS)
+test: lint ## check the code, then run all tests (or some, in one process: ARGS="-k limiter")
+	@python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE))
 
 lint: $(VENV)/test $(VENV)/built ## check style and types, of the compiled modules and their stubs too
+	@$(MAKE) --jobs=$(PROCESSORS) --output-sync check-types check-stubs check-cython check-style
+
+check-style:
 	@ruff check --quiet
 	@ruff format --quiet --check || { ruff format --diff --quiet; exit 1; }
+
+check-types:
 	@mypy --no-error-summary
+
+check-stubs:
 	@python -m mypy.stubtest --concise --mypy-config-file pyproject.toml --allowlist tests/stubtest.txt $(COMPILED)
+
+check-cython:
 	@cython-lint ext src/edgeprofile
 
 bench: $(VENV)/bench $(VENV)/built ## measure this machine against its peers (ARGS="--quick --only lookup,peers")

@@ -10,6 +10,7 @@ SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "
 FLAGS = SANITIZE if os.environ.get("EDGEPROFILE_SANITIZE") == "1" else ["-O3"]
 # Divisions are by constants or by numbers that were checked; C's rule spares the hot loops a branch each.
 DIRECTIVES = {"language_level": 3, "cdivision": True, "embedsignature": True, "autotestdict": False}
+AT_ONCE = len(os.sched_getaffinity(0))
 LOADING = ("columns", "record", "identifiers", "history", "merge", "relay")
 SERVING = (
     "limiter",
@@ -40,11 +41,15 @@ def compiled(name: str) -> Extension:
     )
 
 
-setup(
-    ext_modules=cythonize(
-        [compiled(name) for name in LOADING + SERVING],
-        include_path=["src", "ext"],
-        build_dir="build",
-        compiler_directives=DIRECTIVES,
+# Processes that cythonize() starts may import this file.
+if __name__ == "__main__":
+    setup(
+        ext_modules=cythonize(
+            [compiled(name) for name in LOADING + SERVING],
+            include_path=["src", "ext"],
+            build_dir="build",
+            compiler_directives=DIRECTIVES,
+            nthreads=AT_ONCE,
+        ),
+        options={"build_ext": {"parallel": AT_ONCE}},
     )
-)

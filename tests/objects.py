@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
+from service import free_port
 from workshop import stop, until
 
 SECRET = "wJalrXUtnFEMI-K7MDENG-bPxRfiCY"
@@ -19,9 +19,7 @@ class S3:
     """One bucket. `env` is what its clients need to find and to open it."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.env = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
             "AWS_ALLOW_HTTP": "true",

@@ -7,6 +7,8 @@ client would.
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import json
 import os
 import re
@@ -17,7 +19,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -35,6 +37,8 @@ HOST = "127.0.0.1"
 ANSWER_SECONDS_MAX = 20.0
 READY_SECONDS_MAX = 30.0
 STOP_SECONDS_MAX = 15.0
+# Below those that Linux deals out to clients. Each process that runs tests has a block of them.
+BLOCKS_OF_PORTS = range(20_000, 32_000, 250)
 # Far above what any test sends, so that only the tests of limits meet them.
 UNLIMITED = "rate = 1_000_000\nburst_rate = 1_000_000\nburst_seconds = 0"
 # What most services serve: an email is found however it is typed, and one device may be several profiles'.
@@ -178,10 +182,32 @@ def exchange(port: int, content: bytes, context: ssl.SSLContext | None = None) -
 # --- the service ---------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def claimed_ports() -> tuple[Iterator[int], socket.socket]:
+    """Those of a block, in turn and without end, and what keeps other runs of tests off them: its first one, bound."""
+    for first in BLOCKS_OF_PORTS:
+        claim = socket.socket()
+        if binds(claim, first):
+            return itertools.cycle(range(first + 1, first + BLOCKS_OF_PORTS.step)), claim
+        claim.close()
+    raise AssertionError("other runs of tests have claimed all ports")
+
+
+def binds(probe: socket.socket, port: int) -> bool:
+    with contextlib.suppress(OSError):
+        probe.bind((HOST, port))
+        return True
+    return False
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """A port that nothing listens on, and that no other process of tests is given before a server has it."""
+    ports, _ = claimed_ports()
+    for port in ports:
+        with socket.socket() as probe:
+            if binds(probe, port):
+                return port
+    raise AssertionError("the ports have no end")
 
 
 class Service:

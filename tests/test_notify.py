@@ -86,6 +86,7 @@ def test_without_a_supervisor_nothing_fails(monkeypatch: pytest.MonkeyPatch, add
 @pytest.mark.parametrize(
     ("limit_us", "pid", "interval_s"),
     [("30000000", None, 15.0), ("30000000", str(os.getpid()), 15.0), ("30000000", "1", None), ("", None, None)],
+    ids=["anybody's", "this process's", "another's", "nobody's"],
 )
 def test_a_watchdog_is_met_twice_in_time(
     monkeypatch: pytest.MonkeyPatch, limit_us: str, pid: str | None, interval_s: float | None
