@@ -13,6 +13,7 @@ DIRECTIVES = {"language_level": 3, "cdivision": True, "embedsignature": True, "a
 LOADING = ("columns", "record", "identifiers", "history", "merge", "relay")
 SERVING = (
     "limiter",
+    "log_lines",
     "metrics",
     "msgpack",
     "tree",

@@ -37,6 +37,10 @@ TOTALS = {
         "edgeprofile_lookup_deferred_total",
         "Lookups that took the longer way through the loop.",
     ),
+    Counter.LOG_LINES_DROPPED: (
+        "edgeprofile_log_lines_dropped_total",
+        "Log lines that standard error did not take in time.",
+    ),
 }
 
 

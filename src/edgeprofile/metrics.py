@@ -18,6 +18,7 @@ class Counter(IntEnum):
     SNAPSHOTS_REFUSED = 1
     SNAPSHOTS_OPENED = 2
     LOOKUPS_DEFERRED = 3  # answered by the event loop, and not before it
+    LOG_LINES_DROPPED = 4
 
 
 class Surface(IntEnum):

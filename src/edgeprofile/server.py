@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import errno
-import logging.config
+import logging
 import multiprocessing
 import os
 import socket
@@ -24,7 +24,7 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
 from granian.server.embed import Server as EmbeddedServer
 
-from edgeprofile import gateway, signing, tls
+from edgeprofile import gateway, logs, signing, tls
 from edgeprofile._front import Front
 from edgeprofile.api.admin import build_admin
 from edgeprofile.app import build_app, open_shared
@@ -43,18 +43,6 @@ KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 30, 10, 3
 HOSTS = "set server.host and server.admin_host to addresses of this machine"
 loops.register(Loops.auto.value)(make_loop)
 
-LOGGING: dict[str, Any] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s [%(process)d] %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
-    "root": {"level": "WARNING", "handlers": ["stderr"]},
-    "loggers": {
-        "edgeprofile": {"level": "INFO"},
-        # Access logs would cost more than a lookup; Granian's own lines are of its workers' lives.
-        "_granian": {"level": "WARNING"},
-    },
-}
 HEAD_BYTES_MAX = 40 * 1024
 HTTP1 = HTTP1Settings(
     # A header that takes longer than this is a slow client's, or an attack.
@@ -119,10 +107,11 @@ def serve(settings: Settings) -> None:
     renewals = tls.Renewals(settings)
     setup = Setup(settings, tls.read(settings))
     # Opened here once, so that a folder that cannot be used is one line and not a crash of every worker.
-    open_shared(settings).clear_counters()
+    shared = open_shared(settings)
+    shared.clear_counters()
     if settings.signs:
         signing.ensure(settings.data_dir)
-    logging.config.dictConfig(LOGGING)
+    logs.configure(settings.log)
     workers = settings.server.workers or os.cpu_count() or 1
     listeners = [listen(host, port) for _ in range(workers)]
     scheme = "http" if setup.identity is None else "https"
@@ -137,6 +126,7 @@ def serve(settings: Settings) -> None:
 
     def reload(old: Setup) -> Setup:
         new = _reread(old)
+        logs.configure(new.settings.log)
         for name, work in _works(new.settings, admin_host, started_at, listeners) if new is not old else ():
             if name in keepers:
                 keepers[name].renew(work)
@@ -147,7 +137,7 @@ def serve(settings: Settings) -> None:
     def renew(old: Setup) -> Setup:
         return _reidentified(old) if renewals.poll(old.settings) else old
 
-    with contextlib.ExitStack() as running:
+    with logs.writing(shared), contextlib.ExitStack() as running:
         for keeper in keepers.values():
             running.enter_context(keeper)
         status = Supervisor(setup, listeners, partial(_launch, listeners), reload=reload, renew=renew).run()
@@ -250,7 +240,7 @@ def granian(settings: Settings, identity: tls.Identity | None = None) -> Any:
         backpressure=4096,
         http1_settings=HTTP1,
         http2_settings=HTTP2,
-        log_dictconfig=LOGGING,
+        log_dictconfig=logs.config(settings.log),
         log_level=LogLevels.warning,
     )
     if identity is not None:
@@ -293,7 +283,9 @@ def _serve_gateway(settings: Settings, listeners: list[socket.socket]) -> None:
     """Runs in the gateway's process, until that is told to end or is killed."""
     try:
         _close(listeners)
-        gateway.run(settings, open_shared(settings))
+        shared = open_shared(settings)
+        with logs.writing(shared):
+            gateway.run(settings, shared)
     except Exception as error:
         log.error("the gateway cannot serve: %s", error)
         sys.exit(1)
@@ -309,7 +301,8 @@ def _serve_admin(settings: Settings, host: str, started_at: float, listeners: li
     """Runs in the admin listener's process, until that is killed."""
     try:
         _close(listeners)
-        app = build_admin(Exposition(settings, open_shared(settings), started_at, workers=len(listeners)))
+        shared = open_shared(settings)
+        app = build_admin(Exposition(settings, shared, started_at, workers=len(listeners)))
         server = EmbeddedServer(
             app,
             address=host,
@@ -318,11 +311,12 @@ def _serve_admin(settings: Settings, host: str, started_at: float, listeners: li
             http=HTTPModes.http1,
             websockets=False,
             http1_settings=HTTP1,
-            log_dictconfig=LOGGING,
+            log_dictconfig=logs.config(settings.log),
             # Its one warning is that to be embedded is experimental: if it fails, it is started again.
             log_level=LogLevels.error,
         )
-        asyncio.run(server.serve())
+        with logs.writing(shared):
+            asyncio.run(server.serve())
     except Exception as error:
         log.error("the admin listener cannot serve: %s", error)
         sys.exit(1)
