@@ -32,6 +32,8 @@ SAID_INTERVAL_S = 10.0
 # Which requests are logged: those of this status and over.
 FROM_STATUS = {"none": 1_000, "failed": 500, "all": 0}
 CUT = "…"
+CHARACTER_BYTES_MAX = 6  # as JSON has a NUL
+NAME_CHARS_MAX = 128
 # A line of a request; each NUL stands for what differs, and the last two around what is left out without a workspace.
 REQUEST = {
     "text": "\0 {upper} [{pid}] request request_id=\0 surface={surface} method=\0 status=\0 duration_us=\0"
@@ -59,8 +61,8 @@ class Formatter(logging.Formatter):
             "time": f"{dt.datetime.fromtimestamp(record.created, dt.UTC):%Y-%m-%dT%H:%M:%S.%fZ}",
             "level": record.levelname.lower(),
             "pid": record.process,
-            "logger": record.name,
-            "message": _whole(record.getMessage()),
+            "logger": record.name[:NAME_CHARS_MAX],
+            "message": _whole(record.getMessage())[: ENTRY_BYTES_MAX + 1],
         }
         if record.name == log.name:
             del entry["logger"]
@@ -68,30 +70,23 @@ class Formatter(logging.Formatter):
             entry["request_id"] = request_id
         traceback = self.formatException(record.exc_info) if record.exc_info else getattr(record, "traceback", "")
         if traceback:
-            entry["traceback"] = _whole(traceback.rstrip("\n"))
+            entry["traceback"] = _whole(traceback.rstrip("\n"))[-ENTRY_BYTES_MAX - 1 :]
         return self._fitted(entry)
 
     def _fitted(self, entry: Entry) -> str:
-        """What is too long is cut: a traceback at its start, because its end says what went wrong."""
-        line = self._encoded(entry)
-        # What is left of a character once it is cut off is at least a byte less.
-        if "traceback" in entry and (excess := _excess(line)):
-            entry["traceback"] = CUT + entry["traceback"][excess:]
-            line = self._encoded(entry)
-        if excess := _excess(line):
-            entry["message"] = entry["message"][:-excess] + CUT
-            line = self._encoded(entry)
+        """What is too long is cut, little by little: a traceback at its start, because its end says what went wrong."""
+        while (excess := len((line := self._encoded(entry)).encode()) - ENTRY_BYTES_MAX) > 0:
+            cut = len(CUT) + excess // CHARACTER_BYTES_MAX + 1
+            if len(entry.get("traceback", "")) > len(CUT):
+                entry["traceback"] = CUT + entry["traceback"][cut:]
+            else:
+                entry["message"] = entry["message"][:-cut] + CUT
         return line
 
 
 def _whole(text: str) -> str:
     """Text of which all can be written: what stands for a byte that was no text is shown."""
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _excess(line: str) -> int:
-    too_many = len(line.encode()) - ENTRY_BYTES_MAX
-    return too_many + len(CUT.encode()) if too_many > 0 else 0
 
 
 def _json(entry: Entry) -> str:
