@@ -14,6 +14,7 @@ AT_ONCE = len(os.sched_getaffinity(0))
 LOADING = ("columns", "record", "identifiers", "history", "merge", "relay")
 SERVING = (
     "limiter",
+    "log_lines",
     "metrics",
     "msgpack",
     "tree",

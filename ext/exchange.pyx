@@ -88,14 +88,18 @@ cdef class Exchange:
     cdef int reply(self, int status, list headers, bytes body) except -1:
         """Two messages. `send` acts on them when it is called; what it returns has nothing left to await.
 
-        Counted before that, so that who has an answer finds it counted.
+        Counted and logged before that, so that who has an answer finds it there.
         """
+        cdef uint64_t taken_ns
         if self.is_last:
             headers = [*headers, (b"connection", b"close")]
         if self.method == "HEAD" and status != 304:  # of which the length would be that of the whole answer
             headers = [*headers, (b"content-length", b"%d" % PyBytes_GET_SIZE(body))]
             body = b""
-        self.recorder.record_c(status, self.started_ns)
+        taken_ns = self.recorder.record_c(status, self.started_ns)
+        if status >= self.recorder.logged_from:
+            self.recorder.log.put(status, taken_ns, self.method, self.request_id,
+                                  None if self.workspace is None else self.workspace.name)
         self.send({"type": "http.response.start", "status": status, "headers": headers})
         self.send({"type": "http.response.body", "body": body})
         return 0
@@ -150,8 +154,8 @@ def request_id_of(header):
 
 cpdef log_fault(bytes request_id, error):
     """Logs where a request failed, without the error's message: it may quote what the request asked for."""
-    log.error("request %s failed: %s\n%s", request_id.decode(), type(error).__name__,
-              "".join(traceback.format_tb(error.__traceback__)))
+    extra = {"request_id": request_id.decode(), "traceback": "".join(traceback.format_tb(error.__traceback__))}
+    log.error("request %s failed: %s", extra["request_id"], type(error).__name__, extra=extra)
 
 
 # --- entity tags ---------------------------------------------------------------------------------------------------

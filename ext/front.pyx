@@ -102,7 +102,8 @@ cdef class Front:
         """Every error as an answer: an ApiError says how, the others are ours and are logged."""
         if isinstance(error, StoreError):
             self.shared.add_c(self.damaged_counter, 1)
-            log.error("request %s: %s", exchange.request_id.decode(), error)
+            name = exchange.request_id.decode()
+            log.error("request %s: %s", name, error, extra={"request_id": name})
         elif not isinstance(error, ApiError):
             log_fault(exchange.request_id, error)
         if not isinstance(error, ApiError):

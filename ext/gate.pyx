@@ -64,13 +64,16 @@ cdef class Gate:
         """The grant of the key that was sent. All that can be wrong with one looks the same: Unauthorized."""
         cdef const char* text
         cdef Py_ssize_t size
+        cdef Grant grant
         if exchange.authorizations != 1:
             raise Unauthorized()
         text = PyBytes_AS_STRING(exchange.authorization)
         size = PyBytes_GET_SIZE(exchange.authorization) - BEARER_BYTES
         if size < 0 or not is_bearer(text):
             raise Unauthorized()
-        return self.find(text + BEARER_BYTES, size)
+        grant = self.find(text + BEARER_BYTES, size)
+        exchange.workspace = grant.workspace
+        return grant
 
     def grant_of(self, bytes token not None):
         """The grant of a key. Raises Unauthorized, whatever is wrong with it."""

@@ -289,10 +289,13 @@ class Service:
     # Its processes.
 
     def start(self, *, ready: int = 200, **options: Any) -> Service:
-        """Starts it and waits until /readyz answers `ready` and all workers run. `options` are those of Popen."""
+        """Starts it and waits until /readyz answers `ready` and all workers run. `options` are those of Popen, where
+        standard output and error are the log unless given.
+        """
         command = [sys.executable, "-m", "edgeprofile", "serve", "--config", str(self.file)]
         with self._log.open("ab") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **options)
+            options = {"stdout": log, "stderr": log, **options}
+            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, **options)
         self._is_released = False
         # The admin listener first: until it has its name, it looks like a worker.
         until(lambda: not self.admin_port or self.admin(), "the admin listener is up")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
+import logging
 import re
 import shlex
 import tomllib
@@ -15,7 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from workshop import Workshop
 
-from edgeprofile import cli, errors, settings
+from edgeprofile import cli, errors, logs, settings
 from edgeprofile._limiter import SharedMap
 from edgeprofile._metrics import Recorder
 from edgeprofile.exposition import Exposition
@@ -190,6 +192,14 @@ def test_the_operating_page_has_every_metric_with_its_type_and_labels(tmp_path: 
     rows = table(read(ROOT / "docs" / "operating.md"), "metric")
     documented = [(name.strip("`"), kind, set(re.findall(r"`(\w+)`", of))) for name, kind, of, _ in rows]
     assert documented == served
+
+
+def test_the_operating_page_has_every_field_of_a_log_entry() -> None:
+    rows = table(read(ROOT / "docs" / "operating.md"), "field")
+    record = logging.LogRecord("other", logging.ERROR, "", 0, "", (), None)
+    record.__dict__.update(request_id="r", traceback="t")
+    made = set(json.loads(logs.Formatter("json").format(record)))
+    assert {row[0].strip("`") for row in rows} == made | set(re.findall(r'"(\w+)":', logs.REQUEST["json"]))
 
 
 def test_the_tree_of_errors_in_their_docstring_is_the_one_that_is_raised() -> None:

@@ -254,7 +254,7 @@ def test_what_a_watcher_left_undone_the_next_one_writes(shop: Workshop) -> None:
 
 
 def test_an_export_of_what_is_damaged_fails_and_leaves_no_file(
-    shop: Workshop, capfd: pytest.CaptureFixture[str]
+    shop: Workshop, caplog: pytest.LogCaptureFixture
 ) -> None:
     profiles = shop.current_folder() / snapshot.PROFILES
     profiles.chmod(0o600)
@@ -265,17 +265,18 @@ def test_an_export_of_what_is_damaged_fails_and_leaves_no_file(
     export = written(shop.home, **ASKED)
     assert export.status == "FAILURE"
     assert [path.suffix for path in (shop.home / exports.FOLDER).iterdir()] == [".json"]
-    assert capfd.readouterr().err.startswith("an export failed: ")
+    (message,) = caplog.messages
+    assert message.startswith("workspace shop: an export failed: a record of snapshot ")
 
 
-def test_an_export_without_a_snapshot_fails(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_export_without_a_snapshot_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tmp_path.chmod(0o700)
     assert written(tmp_path, **ASKED).status == "FAILURE"
-    assert "nothing is published yet" in capfd.readouterr().err
+    assert "nothing is published yet" in caplog.text
 
 
 def test_an_export_whose_process_is_killed_fails_and_the_next_is_written(
-    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     command = export_queue.CHILD
     monkeypatch.setattr(export_queue, "CHILD", SLEEPING)
@@ -291,6 +292,7 @@ def test_an_export_whose_process_is_killed_fails_and_the_next_is_written(
             await until(lambda: state(shop.home, following) == "SUCCESS")
 
     asyncio.run(run())
+    assert caplog.messages == ["workspace shop: an export failed: its process ended with status -9"]
 
 
 def test_a_watcher_that_ends_takes_the_writing_process_with_it(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

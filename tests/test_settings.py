@@ -267,6 +267,8 @@ SAMPLES = {
     "limits.burst_seconds": ("0", 0.0),
     "limits.response_bytes_max": ("1", 1),
     "limits.request_bytes_max": ("2", 2),
+    "log.format": ("json", "json"),
+    "log.requests": ("all", "all"),
     "loader.memory_limit": ("2GiB", "2GiB"),
     "loader.threads": ("3", 3),
     "loader.parallel": ("4", 4),

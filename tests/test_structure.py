@@ -41,6 +41,7 @@ ALLOWED = {
     "reload": {"errors", "settings"},
     "supervisor": {"life", "notify", "settings", "tls"},
     "limiter": set[str](),
+    "logs": {"_limiter", "_log_lines", "metrics", "settings"},
     "dbt": {"errors", "kinds", "settings", "tables"},
     "starter": {"errors", "dbt"},
     "objectstore": {"errors"},

@@ -4,6 +4,7 @@ cimport cython
 from libc.stdint cimport uint64_t
 
 from edgeprofile._metrics cimport Recorder
+from edgeprofile._store cimport Workspace
 
 
 cdef struct Route:  # what a path asks for; `namespace` is NULL for a profile by its id
@@ -22,6 +23,7 @@ cdef class Exchange:
     cdef readonly str method
     cdef readonly bytes path, query  # as they were sent
     cdef object surface  # whose request it is; None for one of a single profile
+    cdef public Workspace workspace  # that of the key, once that is known
     cdef uint64_t started_ns
     cdef bint is_last
     # Headers that matter; None where they were not sent, or (accept) were sent on several lines.

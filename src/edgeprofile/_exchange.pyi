@@ -1,8 +1,15 @@
 from typing import Any, final
 
+from edgeprofile._store import Workspace
+
 @final
 class Exchange:
-    """One request and its answer. Only compiled code makes these; `path` and `query` are as they were sent."""
+    """One request and its answer. Only compiled code makes these; `path` and `query` are as they were sent.
+
+    Whoever has found whose key was sent sets `workspace`, for the log.
+    """
+
+    workspace: Workspace | None
 
     @property
     def request_id(self) -> bytes: ...

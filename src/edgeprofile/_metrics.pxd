@@ -4,6 +4,7 @@ cimport cython
 from libc.stdint cimport uint32_t, uint64_t
 
 from edgeprofile._limiter cimport SharedMap
+from edgeprofile._log_lines cimport RequestLog
 
 cdef enum:
     STATUSES = 600
@@ -18,6 +19,9 @@ cdef class Recorder:
     cdef uint32_t statuses[STATUSES]
     cdef uint32_t buckets, sum_ns
     cdef uint64_t bounds_ns[BOUNDS_MAX + 1]
-    cdef void add(self, int status, uint64_t started_ns, uint64_t now_ns) noexcept nogil
+    cdef RequestLog log
+    cdef int logged_from  # requests of this status and over are to be logged by `log`
+    cdef uint64_t add(self, int status, uint64_t started_ns, uint64_t now_ns) noexcept nogil
     # Counts a request that got `status` and began at `started_ns` of clock_ns. Most of its time is the clock's.
-    cdef void record_c(self, int status, uint64_t started_ns) noexcept nogil
+    # Returns how long it took.
+    cdef uint64_t record_c(self, int status, uint64_t started_ns) noexcept nogil

@@ -8,9 +8,10 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edgeprofile import limiter, snapshot, vendors
+from edgeprofile import limiter, logs, snapshot, vendors
 from edgeprofile._exchange import ends_connection
 from edgeprofile._front import Front
 from edgeprofile._gate import Gate
@@ -22,7 +23,7 @@ from edgeprofile._surface import Surface
 from edgeprofile.api import dialect, insider, intilery, mparticle, native
 from edgeprofile.api.batch import Batch
 from edgeprofile.api.erasure import Erasure
-from edgeprofile.api.problems import HANDLERS, problem
+from edgeprofile.api.problems import HANDLERS, problem, request_id
 from edgeprofile.api.tokens import PATH as TOKEN_PATH
 from edgeprofile.api.tokens import Tokens
 from edgeprofile.errors import ApiError, MalformedBody, RateLimited
@@ -63,7 +64,7 @@ def build_app(settings: Settings, life: Life | None = None) -> Front:
     app = Starlette(
         routes=native.routes(list(workspaces.values()), life),
         exception_handlers=HANDLERS,
-        lifespan=lambda _: _watching([Watcher(each) for each in watched]),
+        lifespan=lambda _: _watching(shared, [Watcher(each) for each in watched]),
     )
     app.router.redirect_slashes = False
     lookup = Lookup(
@@ -81,7 +82,7 @@ def build_app(settings: Settings, life: Life | None = None) -> Front:
     )
 
     def recorder(surface: Counted) -> Recorder:
-        return Recorder(shared, *slots(surface))
+        return Recorder(shared, *slots(surface), log=logs.request_log(settings.log, surface.name.lower()))
 
     signing = SigningKeys()
     service = dialect.Service(gate, shared, workspaces, settings.limits.response_bytes_max, signing)
@@ -130,18 +131,19 @@ def open_shared(settings: Settings) -> SharedMap:
 
 
 @contextlib.asynccontextmanager
-async def _watching(watchers: list[Watcher]) -> AsyncIterator[None]:
+async def _watching(shared: SharedMap, watchers: list[Watcher]) -> AsyncIterator[None]:
     """The life of a worker: what is there is opened before the first request, the rest as it comes."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    for watcher in watchers:
-        watcher.poll()
-        watcher.start()
-    # What start-up left behind stays: without it in the way, a collection is over sooner.
-    gc.collect()
-    gc.freeze()
-    yield
-    for watcher in watchers:
-        watcher.stop()
+    with logs.writing(shared):
+        for watcher in watchers:
+            watcher.poll()
+            watcher.start()
+        # What start-up left behind stays: without it in the way, a collection is over sooner.
+        gc.collect()
+        gc.freeze()
+        yield
+        for watcher in watchers:
+            watcher.stop()
 
 
 def _parted(parts: list[Part], rest: ASGIApp) -> ASGIApp:
@@ -156,7 +158,7 @@ def _parted(parts: list[Part], rest: ASGIApp) -> ASGIApp:
 
 
 def _recorded(app: ASGIApp, recorder: Recorder) -> ASGIApp:
-    """The app with its requests counted. Outside of all that Starlette does, because there a failure is a 500 too."""
+    """The app with its requests counted and logged. Outside of Starlette, because a failure in it is a 500 too."""
 
     async def recorded(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -176,6 +178,9 @@ def _recorded(app: ASGIApp, recorder: Recorder) -> ASGIApp:
             await app(scope, receive, noted)
         finally:
             recorder.record(status, started_ns)
+            if recorder.logs(status):
+                number = request_id(Request(scope))
+                recorder.note(status, started_ns, scope["method"], number, scope.get("workspace"))
 
     return recorded
 

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import datetime as dt
 import json
-import logging
 import re
 import signal
 import sys
@@ -14,7 +13,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from edgeprofile import keys, locks, outcomes, reader, snapshot, status
+from edgeprofile import keys, locks, logs, outcomes, reader, snapshot, status
 from edgeprofile.errors import EdgeprofileError, ModelError, UsageError
 from edgeprofile.kinds import DURATION_UNITS_S
 from edgeprofile.settings import Server, Settings, load
@@ -92,8 +91,8 @@ def run_load(arguments: Arguments) -> int:
     if arguments.watch:
         from edgeprofile.loader.watch import watch
 
-        logging.basicConfig(format="%(asctime)s %(levelname)s [%(process)d] %(message)s")
-        watch(settings, names, status.say_refresh)
+        logs.configure(settings.log)
+        watch(settings, names, partial(status.say_refresh, settings.log.format))
         return 0
     return _load_once(settings, names, force=arguments.force)
 

@@ -39,6 +39,10 @@ TOTALS = {
         "Lookups that took the longer way through the loop.",
     ),
     Counter.WORKERS_DIED: ("edgeprofile_worker_died_total", "Workers that ended without being told to."),
+    Counter.LOG_LINES_DROPPED: (
+        "edgeprofile_log_lines_dropped_total",
+        "Log lines that standard error did not take in time.",
+    ),
 }
 
 

@@ -26,6 +26,8 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 # Every other type says itself what it expects.
 Switch = Annotated[bool, Meta(extra={"expected": "true or false"})]
 FilePath = Annotated[Path, Meta(extra={"expected": "a path"})]
+LogFormat = Annotated[Literal["text", "json"], Meta(extra={"expected": '"text" or "json"'})]
+Logged = Annotated[Literal["none", "failed", "all"], Meta(extra={"expected": '"none", "failed" or "all"'})]
 Lower = Annotated[Literal["lower"], Meta(extra={"expected": '"lower"'})]
 Text = Annotated[str, Meta(min_length=1, extra={"expected": "text"})]
 Column = Annotated[str, Meta(min_length=1, extra={"expected": "a column"})]

@@ -19,6 +19,7 @@ class Counter(IntEnum):
     SNAPSHOTS_OPENED = 2
     LOOKUPS_DEFERRED = 3  # answered by the event loop, and not before it
     WORKERS_DIED = 4
+    LOG_LINES_DROPPED = 5
 
 
 class Surface(IntEnum):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import errno
-import logging.config
+import logging
 import multiprocessing
 import os
 import socket
@@ -24,7 +24,7 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
 from granian.server.embed import Server as EmbeddedServer
 
-from edgeprofile import gateway, signing, tls
+from edgeprofile import gateway, logs, signing, tls
 from edgeprofile._front import Front
 from edgeprofile.api.admin import build_admin
 from edgeprofile.app import build_app, open_shared
@@ -45,18 +45,6 @@ ADMIN, GATEWAY = "edgeprofile-adm", "edgeprofile-gtw"
 HOSTS = "set server.host and server.admin_host to addresses of this machine"
 loops.register(Loops.auto.value)(make_loop)
 
-LOGGING: dict[str, Any] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s [%(process)d] %(message)s"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"}},
-    "root": {"level": "WARNING", "handlers": ["stderr"]},
-    "loggers": {
-        "edgeprofile": {"level": "INFO"},
-        # Access logs would cost more than a lookup; Granian's own lines are of its workers' lives.
-        "_granian": {"level": "WARNING"},
-    },
-}
 HEAD_BYTES_MAX = 40 * 1024
 HTTP1 = HTTP1Settings(
     # A header that takes longer than this is a slow client's, or an attack.
@@ -125,7 +113,7 @@ def serve(settings: Settings) -> None:
     shared.clear_counters()
     if settings.signs:
         signing.ensure(settings.data_dir)
-    logging.config.dictConfig(LOGGING)
+    logs.configure(settings.log)
     workers = settings.server.workers or os.cpu_count() or 1
     listeners = [listen(host, port) for _ in range(workers)]
     scheme = "http" if setup.identity is None else "https"
@@ -141,6 +129,7 @@ def serve(settings: Settings) -> None:
 
     def reload(old: Setup) -> Setup:
         new = _reread(old)
+        logs.configure(new.settings.log)
         for name, work in works(new).items() if new is not old else ():
             if name in keepers:
                 keepers[name].renew(work)
@@ -154,7 +143,7 @@ def serve(settings: Settings) -> None:
             keepers[ADMIN].renew(works(new)[ADMIN])
         return new
 
-    with contextlib.ExitStack() as running:
+    with logs.writing(shared), contextlib.ExitStack() as running:
         for keeper in keepers.values():
             running.enter_context(keeper)
         died = partial(shared.add, Counter.WORKERS_DIED, 1)
@@ -261,7 +250,7 @@ def granian(settings: Settings, identity: tls.Identity | None = None) -> Any:
         backpressure=4096,
         http1_settings=HTTP1,
         http2_settings=HTTP2,
-        log_dictconfig=LOGGING,
+        log_dictconfig=logs.config(settings.log),
         log_level=LogLevels.warning,
     )
     if identity is not None:
@@ -305,7 +294,9 @@ def _serve_gateway(settings: Settings, listeners: list[socket.socket]) -> None:
     """Runs in the gateway's process, until that is told to end or is killed."""
     try:
         _close(listeners)
-        gateway.run(settings, open_shared(settings))
+        shared = open_shared(settings)
+        with logs.writing(shared):
+            gateway.run(settings, shared)
     except Exception as error:
         log.error("the gateway cannot serve: %s", error)
         sys.exit(1)
@@ -333,11 +324,12 @@ def _serve_admin(setup: Setup, host: str, started_at: float, listeners: list[soc
             http=HTTPModes.http1,
             websockets=False,
             http1_settings=HTTP1,
-            log_dictconfig=LOGGING,
+            log_dictconfig=logs.config(settings.log),
             # Its one warning is that to be embedded is experimental: if it fails, it is started again.
             log_level=LogLevels.error,
         )
-        asyncio.run(server.serve())
+        with logs.writing(shared):
+            asyncio.run(server.serve())
     except Exception as error:
         log.error("the admin listener cannot serve: %s", error)
         sys.exit(1)

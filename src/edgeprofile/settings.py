@@ -21,6 +21,8 @@ from edgeprofile.kinds import (
     FilePath,
     Header,
     Kept,
+    LogFormat,
+    Logged,
     Lower,
     Name,
     Parallel,
@@ -93,6 +95,13 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.burst_rate < self.rate:
             expected = f"a number of at least limits.rate ({self.rate:.15g})"
             raise Fault(("burst_rate",), expected, f"{self.burst_rate:.15g}")
+
+
+class Log(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How processes log. Of `requests` have a line: none, the failed ones, whose status is 500 and over, or all."""
+
+    format: LogFormat = "text"
+    requests: Logged = "failed"
 
 
 class Loader(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -260,6 +269,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     data_dir: FilePath = Path("var/edgeprofile")
     server: Server = Server()
     limits: Limits = Limits()
+    log: Log = Log()
     loader: Loader = Loader()
     workspaces: dict[Name, Workspace] = {}
     file: Path = Path(FILE)

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 import msgspec
 from rich.console import Console
@@ -94,11 +94,15 @@ def _lost(outcome: Outcome) -> str:
     return refused + "".join(f", {count:,} {what}" for what, count in counts.items() if count)
 
 
-def say_refresh(workspace: str, outcome: Outcome, delay_s: float) -> None:
+def say_refresh(form: Literal["text", "json"], workspace: str, outcome: Outcome, delay_s: float) -> None:
     """One line on standard output for what a watcher did: for people on a terminal, else for programs."""
+    if sys.stdout.isatty():
+        line = _watch_line(workspace, outcome, delay_s)
+    else:
+        line = {"text": _key_values, "json": _json}[form](_watch_fields(workspace, outcome, delay_s))
     # A reader that has gone must not keep the profiles from being refreshed.
     with contextlib.suppress(OSError):
-        print((_watch_line if sys.stdout.isatty() else _watch_fields)(workspace, outcome, delay_s), flush=True)
+        print(line, flush=True)
 
 
 def _watch_line(workspace: str, outcome: Outcome, delay_s: float) -> str:
@@ -108,22 +112,34 @@ def _watch_line(workspace: str, outcome: Outcome, delay_s: float) -> str:
     return f"{dt.datetime.now():%H:%M:%S} {what}; next in {dt.timedelta(seconds=round(delay_s))}"
 
 
-def _watch_fields(workspace: str, outcome: Outcome, delay_s: float) -> str:
-    """What does not go without saying, as key=value; a text that may hold spaces is JSON."""
-    fields = {
+def _watch_fields(workspace: str, outcome: Outcome, delay_s: float) -> dict[str, object]:
+    """What does not go without saying."""
+    fields: dict[str, object] = {
         "time": f"{dt.datetime.fromtimestamp(outcome.finished_at, dt.UTC):%Y-%m-%dT%H:%M:%SZ}",
         "workspace": workspace,
         "outcome": outcome.outcome,
-        "seconds": f"{outcome.seconds:.3f}",
-        "next_seconds": f"{delay_s:.0f}",
+        "seconds": round(outcome.seconds, 3),
+        "next_seconds": round(delay_s),
     }
     if outcome.message:
-        fields["message"] = json.dumps(outcome.message, ensure_ascii=False)
+        fields["message"] = outcome.message
     if outcome.outcome in SUCCESSES:
         for name in ("profiles", "events", "rejected", "evicted", "changed", "deleted", "snapshot"):
             if (value := getattr(outcome, name)) is not None:
-                fields[name] = str(value)
-    return " ".join(f"{name}={value}" for name, value in fields.items())
+                fields[name] = value
+    return fields
+
+
+def _key_values(fields: dict[str, object]) -> str:
+    """As key=value; a text that may hold spaces is JSON."""
+    texts = {name: f"{value:.3f}" if isinstance(value, float) else str(value) for name, value in fields.items()}
+    if "message" in fields:
+        texts["message"] = _json(fields["message"])
+    return " ".join(f"{name}={text}" for name, text in texts.items())
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def of_workspace(settings: Settings, name: str) -> dict[str, object]:

@@ -115,7 +115,7 @@ class Batch:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        number = scope["request_id"] = request_id(request)
+        number = request_id(request)
         try:
             response = await self._answer(request)
         except ApiError as error:
@@ -139,6 +139,7 @@ class Batch:
     def _grant(self, request: Request, *, writes: bool) -> Grant:
         """The grant of the key that was sent, and of which the project is the one that was named."""
         grant = self._gate.grant_of(bearer(request.headers.raw))
+        request.scope["workspace"] = grant.workspace.name
         table = self._tables.get(grant.workspace.name)
         project = request.headers.get("x-batch-project", "").encode("latin-1")
         if table is None or not hmac.compare_digest(project, table.project.encode()):

@@ -40,6 +40,7 @@ class Erasure:
 
     async def _erase(self, request: Request) -> Response:
         grant = self._gate.grant_of(bearer(request.headers.raw))
+        request.scope["workspace"] = grant.workspace.name
         if not grant.writes:
             raise Forbidden("This key may not erase profiles.")
         self._gate.admit(grant, grant.meter, 1)

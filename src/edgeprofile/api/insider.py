@@ -225,6 +225,7 @@ class InsiderApi:
         if partner is None:
             raise InvalidPartner()
         grant = self._gate.grant_of(request.header(b"x-request-token") or b"")
+        request.workspace = grant.workspace
         if grant.workspace is not partner.workspace or not grant.reads:
             raise Unauthorized()
         return partner, grant

@@ -339,10 +339,8 @@ class IntileryApi:
 
     def _authorize(self, request: Exchange) -> tuple[Grant, Brand]:
         """The grant of the key that was sent, and the brand that it and the path are of."""
-        token = request.header(b"auth-token")
-        if token is None:
-            raise Unauthorized()
-        grant = self._gate.grant_of(token)
+        grant = self._gate.grant_of(request.header(b"auth-token") or b"")
+        request.workspace = grant.workspace
         brand = self._brands.get(grant.workspace.name)
         if brand is None or not (request.path + b"/").startswith(brand.path + b"/"):
             raise Unauthorized() if PATH.match(request.path) else NoSuchRoute()

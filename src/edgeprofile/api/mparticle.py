@@ -123,6 +123,7 @@ class Dialect:
         if request.method != "POST" and (is_resolve or request.method not in ("GET", "HEAD")):
             raise MethodNotAllowed("POST" if is_resolve else "GET, HEAD, POST")
         grant = self._grant(request.header(b"authorization"))
+        request.workspace = grant.workspace
         place = parts[4:] if is_resolve else parts[3:6]
         # A workspace of others looks like one that there is not.
         if not grant.reads or self._places.get(grant.workspace.name) != place:

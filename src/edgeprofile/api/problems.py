@@ -38,9 +38,13 @@ def problem(error: ApiError, request_id: bytes) -> tuple[int, Headers, bytes]:
 
 
 def request_id(request: Request) -> bytes:
-    """The caller's where it sent a sane one, else one of ours, another each time that it is asked for."""
-    sent = request.headers.get("x-request-id")
-    return request_id_of(sent.encode("latin-1") if sent else None) or secrets.token_hex(8).encode()
+    """The caller's where it sent a sane one, else one of ours, the same each time that it is asked for."""
+    if "request_id" not in request.scope:
+        sent = request.headers.get("x-request-id")
+        named = request_id_of(sent.encode("latin-1") if sent else None)
+        request.scope["request_id"] = named or secrets.token_hex(8).encode()
+    number: bytes = request.scope["request_id"]
+    return number
 
 
 async def refuse(request: Request, error: Exception) -> Response:

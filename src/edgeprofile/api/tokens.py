@@ -56,6 +56,7 @@ class Tokens:
     def answer(self, request: Exchange, body: bytes) -> Answer:
         given = _parameters(body)
         grant = self._client(request.header(b"authorization"), given)
+        request.workspace = grant.workspace
         self._gate.admit(grant, grant.meter, 1)
         audience = self._audiences.get(grant.workspace.name)
         if audience is None or not grant.reads:

@@ -6,29 +6,34 @@ What it takes of memory goes with it, and a crash of it is nobody else's. The se
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
-import traceback
 from pathlib import Path
 
 import msgspec
 
+from edgeprofile import logs
 from edgeprofile.errors import EdgeprofileError, LoaderBusy, SettingsError
 from edgeprofile.loader.process import be_gentle, end_with_parent, interruptible
 from edgeprofile.loader.refresh import refresh
 from edgeprofile.outcomes import BUSY, Attempt, Outcome
-from edgeprofile.settings import load
+from edgeprofile.settings import Log, load
+
+log = logging.getLogger("edgeprofile")
 
 
 def main(file: str, workspace: str, parent: str) -> None:
     """Refreshes a workspace of the settings in `file`, for the process `parent`."""
     end_with_parent(int(parent))
     be_gentle()
+    logs.configure(Log())
     attempt = Attempt.begin()
     outcome: Outcome | None = None
     try:
         with interruptible() as at:
             settings = load(Path(file))
+            logs.configure(settings.log)
             if workspace not in settings.workspaces:
                 raise SettingsError(f"{file} has no workspace {workspace} any more")
             outcome = refresh(settings, workspace, force=False, delta=True, progress=lambda *_: None, at=at)
@@ -37,7 +42,7 @@ def main(file: str, workspace: str, parent: str) -> None:
     except (Exception, KeyboardInterrupt) as error:
         outcome = outcome or attempt.failed(error)
         if not isinstance(error, EdgeprofileError | KeyboardInterrupt):
-            traceback.print_exc()
+            log.exception("workspace %s: the refresh crashed", workspace)
     # The watcher may be gone; what it would do with this is only to say it.
     with contextlib.suppress(BrokenPipeError):
         os.write(sys.stdout.fileno(), msgspec.json.encode(outcome))

@@ -128,4 +128,4 @@ if __name__ == "__main__":
     try:
         main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
     except (EdgeprofileError, OSError) as error:
-        sys.exit(f"an export failed: {error}")
+        sys.exit(str(error))

@@ -86,15 +86,23 @@ class ExportQueue:
     async def _write(self, export: Export) -> None:
         """Has a process write an export. One that ends badly, or takes too long, has failed."""
         command = (*CHILD, str(self._home), export.id, str(os.getpid()))
-        process = await asyncio.create_subprocess_exec(*command, stdin=subprocess.DEVNULL, process_group=0)
+        process = await asyncio.create_subprocess_exec(
+            *command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, process_group=0
+        )
+        told = b""
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(EXPORT_SECONDS_MAX):
-                    await process.wait()
+                    _, told = await process.communicate()
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+        if process.returncode:
+            # Only this process knows in which format to say it.
+            traceback, _, why = told.decode(errors="replace").rstrip().rpartition("\n")
+            why = why or f"its process ended with status {process.returncode}"
+            log.error("workspace %s: an export failed: %s", self._home.name, why, extra={"traceback": traceback})
         exports.clear(self._home, export.id)
         written = exports.find(self._home, export.id, time.time())
         if written is not None and not written.is_over:
