@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edgeprofile import limiter, snapshot, vendors
+from edgeprofile import limiter, openapi, snapshot, vendors
 from edgeprofile._exchange import ends_connection
 from edgeprofile._front import Front
 from edgeprofile._gate import Gate
@@ -19,7 +19,7 @@ from edgeprofile._lookup import Lookup
 from edgeprofile._metrics import Recorder, clock_ns
 from edgeprofile._store import Workspace
 from edgeprofile._surface import Surface
-from edgeprofile.api import dialect, insider, intilery, mparticle, native
+from edgeprofile.api import dialect, insider, intilery, mparticle, native, reference
 from edgeprofile.api.batch import Batch
 from edgeprofile.api.erasure import Erasure
 from edgeprofile.api.problems import HANDLERS, problem
@@ -61,7 +61,10 @@ def build_app(settings: Settings, life: Life | None = None) -> Front:
         for name, workspace in workspaces.items()
     ]
     app = Starlette(
-        routes=native.routes(list(workspaces.values()), life),
+        routes=[
+            *native.routes(list(workspaces.values()), life),
+            *reference.routes(openapi.describe(settings), with_page=settings.server.docs),
+        ],
         exception_handlers=HANDLERS,
         lifespan=lambda _: _watching([Watcher(each) for each in watched]),
     )
