@@ -41,7 +41,8 @@ from edgeprofile.openapi.schemas import (
 PROJECT = in_header("X-Batch-Project", "the setting `batch.project` of the key's workspace", STRING, required=True)
 EXPORT_ID = in_query("id", "what the request for the export answered, or the id of its file", SOME, required=True)
 TOLD = ("Cache-Control", "X-Request-Id")
-COMMON: tuple[type[ApiError], ...] = (Unauthorized, RateLimited, UrlTooLong, InternalError)
+COMMON: tuple[type[ApiError], ...] = (Unauthorized, UrlTooLong, InternalError)
+OVER_UPDATES = RateLimited(2, [])  # which has a limit of its own, of which there is no standard field
 WRITTEN = {202: answer("what is not listed as an error is on disk, and served", schema("BatchWritten"), *TOLD)}
 OUR_PROJECT = {"X-Batch-Project": "project_demo"}
 
@@ -118,6 +119,7 @@ def _updates(path: str, kind: str, id: str, summary: str) -> Operation:
         errors=(
             MalformedBody("The body is no JSON that can be read: unexpected end."),
             MalformedQuery("The body is an array of updates."),
+            OVER_UPDATES,
             *COMMON,
             BodyTooLarge,
             UnsupportedMediaType,
@@ -133,6 +135,11 @@ def _updates(path: str, kind: str, id: str, summary: str) -> Operation:
 
 # --- exports -------------------------------------------------------------------------------------------------------
 
+TOO_MANY = RateLimited(batch.EXPORTS_RETRY_S, [])
+LINKS = {
+    name: {"operationId": id, "parameters": {"id": "$response.body#/id"}}
+    for name, id in (("status", "batchExportStatus"), ("file", "batchExportFile"))
+}
 STRUCTS = schemas_of(batch.Wanted, updates.Problem)
 WANTED, PROBLEM = STRUCTS["Wanted"], STRUCTS["Problem"]
 WANTED["properties"]["attributes"]["items"] = {
@@ -171,7 +178,7 @@ SHOWN = {
     "scope": "PROFILE_ATTRIBUTES",
     "status": "SUCCESS",
     "request": ASKED,
-    "files": [{"id": "file_…", "part": 1, "size": 0, "url": "/exports/download?id=file_…"}],
+    "files": [{"id": "file_…", "part": 1, "size": 355, "url": "/2.4/exports/download?id=file_…"}],
     "start_date": "…",
     "completion_date": "…",
 }
@@ -186,10 +193,11 @@ def _export(path: str) -> Operation:
         about=f"By a key with scope `read`. At most {exports.KEPT_MAX} of a workspace are kept, each for 24 hours.",
         parameters=(PROJECT,),
         body=posted(schema("BatchExportRequest")),
-        answers={202: answer("the export's id", schema("BatchExportId"), *TOLD)},
+        answers={202: answer("the export's id", schema("BatchExportId"), *TOLD) | {"links": LINKS}},
         errors=(
             MalformedBody("The body is no JSON that can be read: unexpected end."),
             MalformedQuery("An export has attributes, identifiers, or both."),
+            TOO_MANY,
             *COMMON,
             BodyTooLarge,
             UnsupportedMediaType,
@@ -211,6 +219,7 @@ def _of_export(path: str, id: str, summary: str, about: str, found: Json, exampl
         answers={200: found},
         errors=(
             MalformedQuery("id is given once."),
+            RateLimited,
             *COMMON,
             batch.NoExport("There is no such export, or no more."),
         ),

@@ -39,10 +39,13 @@ Refused = ApiError | type[ApiError]
 Refuse = Callable[[ApiError], Answer]
 
 
+MORE = "…"
+
+
 class Example(NamedTuple):
     """A request, by the values of its parameters and its body, and its answer.
 
-    An ellipsis in a text stands for what is another one each time, or the caller's own.
+    An ellipsis in a text stands for what is another one each time, or the caller's own; as a name, for more members.
     """
 
     sent: Json

@@ -16,7 +16,7 @@ from edgeprofile.errors import (
     Unauthorized,
     UrlTooLong,
 )
-from edgeprofile.openapi.document import ASKER, Example, Operation, Section
+from edgeprofile.openapi.document import ASKER, MORE, Example, Operation, Section
 from edgeprofile.openapi.schemas import (
     MOMENT,
     SOME,
@@ -58,14 +58,14 @@ QUERY = {
         "how many to answer at most",
         {"type": "integer", "minimum": 1, "maximum": intilery.SIZE_MAX, "default": intilery.SIZE_MAX},
     ),
-    "scrollId": in_query("scrollId", "the page behind the one whose answer had this", SOME),
-    "scrollid": in_query("scrollid", "another spelling of `scrollId`", SOME, deprecated=True),
+    "scrollId": in_query("scrollId", "the page behind the one whose answer had this; `scrollid` is read too", SOME),
 }
+SPELLING = "scrollid"
 for name in ("include", "exclude"):
     QUERY[name]["schema"]["maxItems"] = intilery.ACTIONS_MAX
-EVENTS_QUERY = tuple(QUERY[name] for name in intilery.PARAMETERS)
+EVENTS_QUERY = tuple(QUERY[name] for name in intilery.PARAMETERS if name != SPELLING)
 SHARED_QUERY = (QUERY["from"], QUERY["size"])
-LIST_QUERY = (*SHARED_QUERY, QUERY["scrollId"], QUERY["scrollid"])
+LIST_QUERY = (*SHARED_QUERY, QUERY["scrollId"])
 COMMON: tuple[type[ApiError], ...] = (
     Unauthorized,
     RateLimited,
@@ -80,7 +80,7 @@ TOLD = ("Cache-Control", "X-amzn-RequestId")
 SEVERAL = "By an id type that is not unique, `data` has all who share the id, those updated last first."
 SUMMARIES = {
     "traits": ("Traits of a profile", "Identifiers, attributes and metrics, flat."),
-    "meta": ("Metadata of a profile", "As `metadata`."),
+    "meta": ("Metadata of a profile, by its short name", "As `metadata`."),
     "metadata": (
         "Metadata of a profile",
         "Traits, who created the profile and when, its first and last event of each action, and its audiences.",
@@ -90,6 +90,23 @@ SUMMARIES = {
 
 PLACE_OF_JANE = {"client": "acme", "account": "marketing", "brand": "SHOP"}
 JANE = {**PLACE_OF_JANE, "idType": "userId", "id": "12345"}
+# What is left out stands for all other columns.
+JANE_SHOWN = {"profile_id": "12345", "email": "jane@example.com", MORE: MORE, "lifetime_value": 1492.18}
+KIND_SHOWN = {"order_placed": {"eventId": "…", MORE: MORE}, MORE: MORE}
+METADATA = {
+    **JANE_SHOWN,
+    "createdTime": "2022-03-05T09:12:44Z",
+    "audiencesStatic": ["high_spenders", "newsletter", "vip"],
+    "firstEvent": KIND_SHOWN,
+    "lastEvent": KIND_SHOWN,
+    "lastActivityTime": "2025-06-10T12:34:56.000Z",
+}
+ANSWERS = {
+    "traits": JANE_SHOWN,
+    "meta": METADATA,
+    "metadata": METADATA,
+    "audiences": {**JANE_SHOWN, "audiences": ["high_spenders", "newsletter", "vip"]},
+}
 
 
 def _of_profile(what: str, title: str) -> Operation:
@@ -105,7 +122,7 @@ def _of_profile(what: str, title: str) -> Operation:
         answers={200: answer("the profile, or all who share the id", {"anyOf": [_all_of(found), found]}, *TOLD)},
         errors=(MalformedQuery("ProfileID must be in format of id_type:id"), ProfileNotFound, *COMMON),
         security=[{"intileryToken": []}],
-        examples={"jane": Example({**JANE})},
+        examples={"jane": Example(JANE, ANSWERS[what])},
     )
 
 
@@ -177,7 +194,7 @@ SECTION = Section(
             answers={200: answer("a page", schema("IntileryTraitsPage"), *TOLD)},
             errors=(MalformedQuery("size is a whole number from 1 to 100."), *COMMON),
             security=[{"intileryToken": []}],
-            examples={"the first": Example({**PLACE_OF_JANE, "size": 1})},
+            examples={"the first": Example({**PLACE_OF_JANE, "size": 1}, {"scrollId": "…", "data": [JANE_SHOWN]})},
         ),
         *(_of_profile(what.decode(), TITLES[what.decode()]) for what in intilery.WHATS),
         Operation(

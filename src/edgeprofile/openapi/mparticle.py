@@ -86,12 +86,12 @@ RESOLVED = Example(
 )
 
 
-def _profile(methods: tuple[str, ...], id: str, about: str = "") -> Operation:
+def _profile(methods: tuple[str, ...], id: str, summary: str, about: str = "") -> Operation:
     return Operation(
         methods=methods,
         path=PROFILE,
         id=id,
-        summary="A profile by its mpid",
+        summary=summary,
         about=about,
         parameters=(*PLACE, MPID, FIELDS),
         answers=FOUND,
@@ -105,8 +105,8 @@ SECTION = Section(
     name="mParticle",
     about="mParticle's Profile API: profiles by their mpid, or by an identity that never changes.",
     operations=(
-        _profile(("GET", "HEAD"), "mparticleProfile"),
-        _profile(("POST",), "mparticleProfilePosted", "As GET; a body is not looked at."),
+        _profile(("GET", "HEAD"), "mparticleProfile", "A profile by its mpid"),
+        _profile(("POST",), "mparticleProfilePosted", "The same by POST", "A body is not looked at."),
         Operation(
             methods=("POST",),
             path=RESOLVE,

@@ -116,7 +116,7 @@ ORDER = {
     "time": "2025-06-10T12:34:56Z",
     "params": {"order_id": 12345006, "amount": 519.53, "status": "shipped", "channel": "web"},
 }
-A_PAGE = {"events": [ORDER], "cursor": "uBZp2zY3BgABAAAAVN7lAA"}
+A_PAGE = {"events": [ORDER], "cursor": "uBZp2zY3BgABAAAALQxfZA"}
 NAMES = {
     "profile_id": "12345",
     "first_name": "Jane",
