@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import brands
 import hypothesis
 import partners
+import probe
 import pytest
 from postgres import Postgres
+from sampled import sampled
 from service import DECLARED, Service
-
-from edgeprofile import demo, settings
 
 # How long an example takes depends on the machine, and decides nothing.
 hypothesis.settings.register_profile("edgeprofile", deadline=None)
@@ -118,13 +118,15 @@ def make_service(tmp_path: Path) -> Iterator[MakeService]:
 @pytest.fixture
 def sample_shop(make_service: MakeService) -> Service:
     """The sample shop, served: what the docs show answers of."""
-    service = make_service()
-    service.file = demo.make_shop(service.folder / "shop", 20)
-    with service.file.open("a") as file:
-        file.write(f"[server]\nport = {service.port}\nadmin_port = 0\n")
-    service.settings = settings.load(service.file, {})
-    service.load()
-    return service.start()
+    return sampled(make_service()).start()
+
+
+@pytest.fixture(scope="session")
+def whole_shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The same with a loader, and without limits, so that all that is described can be asked."""
+    made = probe.shop(Service(tmp_path_factory.mktemp("whole")))
+    yield made
+    made.stop()
 
 
 @pytest.fixture(scope="session")

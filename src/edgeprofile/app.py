@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from edgeprofile import limiter, logs, snapshot, vendors
+from edgeprofile import limiter, logs, openapi, snapshot, vendors
 from edgeprofile._exchange import ends_connection
 from edgeprofile._front import Front
 from edgeprofile._gate import Gate
@@ -20,7 +20,7 @@ from edgeprofile._lookup import Lookup
 from edgeprofile._metrics import Recorder, clock_ns
 from edgeprofile._store import Workspace
 from edgeprofile._surface import Surface
-from edgeprofile.api import dialect, insider, intilery, mparticle, native
+from edgeprofile.api import dialect, insider, intilery, mparticle, native, reference
 from edgeprofile.api.batch import Batch
 from edgeprofile.api.erasure import Erasure
 from edgeprofile.api.problems import HANDLERS, problem, request_id
@@ -62,7 +62,10 @@ def build_app(settings: Settings, life: Life | None = None) -> Front:
         for name, workspace in workspaces.items()
     ]
     app = Starlette(
-        routes=native.routes(list(workspaces.values()), life),
+        routes=[
+            *native.routes(list(workspaces.values()), life),
+            *reference.routes(openapi.describe(settings), with_page=settings.server.docs),
+        ],
         exception_handlers=HANDLERS,
         lifespan=lambda _: _watching(shared, [Watcher(each) for each in watched]),
     )

@@ -15,7 +15,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import msgspec
 
@@ -31,6 +31,7 @@ DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
 ID = re.compile(r"export_[0-9a-z]{32}")
 
 Status = Literal["PENDING", "RUNNING", "SUCCESS", "FAILURE"]
+STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 
 
 class Export(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
@@ -55,7 +55,7 @@ EXPORT_TYPE = "ATTRIBUTES"
 ERROR_CHARS_MAX = 300
 LIST = Meta(max_length=ATTRIBUTES_MAX)
 GZIP = "application/gzip"
-# The dialect's words, by status; of a status that has two, the other is said where it arises.
+# The dialect's words, by status; of a status that has two, CODES_OF has the other.
 CODES = {
     400: "MALFORMED_PARAMETER",
     401: "AUTHENTICATION_INVALID",
@@ -72,7 +72,11 @@ MALFORMED_JSON = "MALFORMED_JSON_BODY"
 NO_EXPORT = "EXPORT_NOT_FOUND"
 STATUSES = {code: status for status, code in CODES.items()} | {MALFORMED_JSON: 400, NO_EXPORT: 404}
 
-Handler = Callable[[Request], Awaitable[Response]]
+
+class NoExport(ApiError):
+    """There is no such export, no more, or no file of it."""
+
+    status = 404
 
 
 class Wanted(msgspec.Struct, forbid_unknown_fields=True):
@@ -91,6 +95,7 @@ class Wanted(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _wanted = msgspec.json.Decoder(Wanted)
+CODES_OF: dict[type[ApiError], str] = {MalformedBody: MALFORMED_JSON, NoExport: NO_EXPORT}
 
 
 class Batch:
@@ -101,13 +106,6 @@ class Batch:
         self._tables = tables
         self._data_dir = data_dir
         self._gateway = data_dir / wire.GATEWAY
-        self._routes: dict[bytes, tuple[str, Handler]] = {
-            b"/profiles/update": ("POST", self._update),
-            b"/profiles/mass-update": ("POST", self._mass_update),
-            b"/profiles/export": ("POST", self._export),
-            b"/exports/view": ("GET", self._view),
-            b"/exports/download": ("GET", self._download),
-        }
 
     def claims(self, scope: Scope) -> bool:
         """Whether a request is for this API."""
@@ -119,22 +117,22 @@ class Batch:
         try:
             response = await self._answer(request)
         except ApiError as error:
-            response = _refused(error)
+            response = refused(error)
         except Exception as error:
             log_fault(number, error)
-            response = _refused(InternalError())
+            response = refused(InternalError())
         response.headers.update({"x-request-id": number.decode(), "cache-control": "no-store"})
         await response(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
         path = VERSION.sub(b"", request.scope["raw_path"], count=1)
-        route = self._routes.get(path)
+        route = self.ROUTES.get(path)
         if route is None:
             raise NoSuchRoute()
         method, handler = route
         if request.method != method:
             raise MethodNotAllowed(method)
-        return await handler(request)
+        return await handler(self, request)
 
     def _grant(self, request: Request, *, writes: bool) -> Grant:
         """The grant of the key that was sent, and of which the project is the one that was named."""
@@ -217,7 +215,7 @@ class Batch:
     async def _view(self, request: Request) -> Response:
         _, export = self._asked_export(request)
         if export is None:
-            return _refusal(NO_EXPORT, "There is no such export, or no more.")
+            raise NoExport("There is no such export, or no more.")
         version = VERSION.match(request.scope["raw_path"])
         return Response(msgspec.json.encode(_shown(export, version[0].decode() if version else "")), media_type=JSON)
 
@@ -225,7 +223,7 @@ class Batch:
         home, export = self._asked_export(request)
         if export is None or export.status != "SUCCESS":
             why = f": its status is {export.status}" if export else ", or no more"
-            return _refusal(NO_EXPORT, f"There is no file of such an export{why}.")
+            raise NoExport(f"There is no file of such an export{why}.")
         return FileResponse(exports.file_of(home, export.id), media_type=GZIP, filename=f"{export.id}.ndjson.gz")
 
     def _reader(self, request: Request) -> Grant:
@@ -243,6 +241,14 @@ class Batch:
         if len(ids) != 1:
             raise MalformedQuery("id is given once.")
         return home, exports.find(home, ids[0].replace("file_", "export_", 1), time.time())
+
+    ROUTES: ClassVar[dict[bytes, tuple[str, Callable[[Batch, Request], Awaitable[Response]]]]] = {
+        b"/profiles/update": ("POST", _update),
+        b"/profiles/mass-update": ("POST", _mass_update),
+        b"/profiles/export": ("POST", _export),
+        b"/exports/view": ("GET", _view),
+        b"/exports/download": ("GET", _download),
+    }
 
 
 def _shown(export: Export, base: str) -> dict[str, object]:
@@ -303,11 +309,12 @@ async def _pieces(receive: Receive, bytes_max: int) -> AsyncIterator[bytes]:
         is_whole = not message.get("more_body")
 
 
-def _refused(error: ApiError) -> Response:
+def refused(error: ApiError) -> Response:
     """A problem as the dialect has it. A good key that may not do this is to it what a bad one is."""
     if isinstance(error, Forbidden):
         error = Unauthorized(error.detail)
-    response = _refusal(MALFORMED_JSON if isinstance(error, MalformedBody) else CODES[error.status], error.detail)
+    own = next((code for kind, code in CODES_OF.items() if isinstance(error, kind)), None)
+    response = _refusal(own or CODES[error.status], error.detail)
     response.headers.update({name.decode(): value.decode() for name, value in error.headers})
     return response
 

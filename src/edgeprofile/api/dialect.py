@@ -19,6 +19,14 @@ Answer = tuple[int, list[tuple[bytes, bytes]], bytes]
 OBJECT_BYTES_MAX = 16 * 1024
 
 
+class Numbered(Protocol):
+    """All that a dialect's answer to a request that went wrong needs of it, so that its description is made of such."""
+
+    @property
+    def request_id(self) -> bytes:
+        """Its own, or the caller's."""
+
+
 class Handler(Protocol):
     """Answers requests in the thread by which they come, so it waits for nothing.
 

@@ -21,7 +21,7 @@ from edgeprofile._limiter import SharedMap
 from edgeprofile._profile import TIME_S, VALUE, Template, find
 from edgeprofile._store import Store, Workspace
 from edgeprofile._walk import Walk
-from edgeprofile.api.dialect import Answer, Service, lowered
+from edgeprofile.api.dialect import Answer, Numbered, Service, lowered
 from edgeprofile.errors import (
     AnswerTooLarge,
     ApiError,
@@ -71,6 +71,10 @@ class WantedEvent(Struct):
     limit_per_source: Limit | None = None
 
 
+Attributes = Annotated[list[Name], Meta(max_length=ATTRIBUTES_MAX)]
+WantedEvents = Annotated[list[WantedEvent], Meta(max_length=WANTED_MAX)]
+
+
 class Events(Struct):
     """The range, in seconds since 1970, both ends included. `wanted` is a list of WantedEvent."""
 
@@ -91,8 +95,8 @@ class Body(Struct):
 
 
 _bodies = msgspec.json.Decoder(Body)
-_attribute_lists = msgspec.json.Decoder(Annotated[list[Name], Meta(max_length=ATTRIBUTES_MAX)] | None)
-_wanted_lists = msgspec.json.Decoder(Annotated[list[WantedEvent], Meta(max_length=WANTED_MAX)])
+_attribute_lists = msgspec.json.Decoder(Attributes | None)
+_wanted_lists = msgspec.json.Decoder(WantedEvents)
 
 # What must stand at each place of a body, for whom it does not; a missing key is a place too.
 _NAME = f"a name of 1 to {NAME_CHARS_MAX} characters"
@@ -213,7 +217,8 @@ class InsiderApi:
             raise AnswerTooLarge(len(answer), self._bytes_max)
         return 200, _headers(request), answer
 
-    def refuse(self, request: Exchange, error: ApiError) -> Answer:
+    @staticmethod
+    def refuse(request: Numbered, error: ApiError) -> Answer:
         """An error in their shape, and in their words where they have some."""
         if isinstance(error, Unauthorized):  # whose headers name another scheme than theirs
             return error.status, _headers(request), INVALID_TOKEN
@@ -412,7 +417,7 @@ def _number(thousandths: int) -> bytes:
     return (b"%d.%03d" % (whole, rest)).rstrip(b"0") if rest else b"%d" % whole
 
 
-def _headers(request: Exchange) -> list[tuple[bytes, bytes]]:
+def _headers(request: Numbered) -> list[tuple[bytes, bytes]]:
     return [JSON_TYPE, NO_STORE, (b"x-request-id", request.request_id)]
 
 

@@ -21,7 +21,7 @@ from edgeprofile._gate import Grant
 from edgeprofile._profile import CONSTANT, IF_TRUE, OBJECT, RUN, SLOT, TIME_MS, VALUE, Profile, Template, find
 from edgeprofile._store import Store
 from edgeprofile._walk import Walk
-from edgeprofile.api.dialect import Answer, Service, lowered
+from edgeprofile.api.dialect import Answer, Numbered, Service, lowered
 from edgeprofile.api.pages import joined, page_of, runs_without
 from edgeprofile.api.query import ISO_8601, number_of, once, parameters, range_us, text_of
 from edgeprofile.errors import (
@@ -327,7 +327,8 @@ class IntileryApi:
             raise AnswerTooLarge(len(content), self._bytes_max)
         return 200, [*HEADERS, (b"x-amzn-requestid", request.request_id)], content
 
-    def refuse(self, request: Exchange, error: ApiError, /) -> Answer:
+    @staticmethod
+    def refuse(request: Numbered, error: ApiError, /) -> Answer:
         """An error in Intilery's shape. It knows no scopes: a key that may not read is a wrong one."""
         status = 401 if isinstance(error, Forbidden) else error.status
         other = "invalid_request_error" if status < 500 else "internal_server_error"
@@ -366,15 +367,15 @@ class IntileryApi:
         space = view.shape.id_types.get(id_type)
         if space is None:
             raise MalformedQuery(f"ProfileID has an unknown id_type. It is one of: {', '.join(view.shape.id_types)}.")
+        asked = self._asked_by(query)
         ids = partial(view.store.primaries_of, space.name.encode(), value.encode(), lowered)
         if what == EVENTS:
             purpose = msgspec.msgpack.encode((NAME, view.brand.workspace, id_type, value))
-            return self._events(view, ids(SHARING_MAX + 1), self._asked_by(query), purpose)
+            return self._events(view, ids(SHARING_MAX + 1), asked, purpose)
         render = WHATS[what]
         if space.unique:
             profile, shape = view.find(ids(1)[0])
             return render(shape, profile, view, self._bytes_max)
-        asked = self._asked_by(query)
         found = view.find_all(ids(asked.passed + asked.size)[asked.passed :])
         texts = (render(shape, profile, view, self._bytes_max) for profile, shape in found)
         return b'{"data":[' + joined(texts, self._bytes_max) + b"]}"

@@ -18,7 +18,7 @@ from edgeprofile._exchange import Exchange
 from edgeprofile._gate import Grant
 from edgeprofile._profile import IF_TRUE, RUN, TEXT, Profile, Template, find
 from edgeprofile._store import Store
-from edgeprofile.api.dialect import Answer, Service, json_object, lowered
+from edgeprofile.api.dialect import Answer, Numbered, Service, json_object, lowered
 from edgeprofile.api.query import parameters
 from edgeprofile.errors import (
     AnswerTooLarge,
@@ -102,7 +102,8 @@ class Dialect:
             raise
         return 200, [JSON_TYPE, NO_STORE, (b"x-request-id", request.request_id), used], content
 
-    def refuse(self, request: Exchange, error: ApiError) -> Answer:
+    @staticmethod
+    def refuse(request: Numbered, error: ApiError) -> Answer:
         headers = [JSON_TYPE, NO_STORE, (b"x-request-id", request.request_id)]
         if isinstance(error, RateLimited):
             headers.append((b"x-mp-rate-limit-exceeded", b"workspace"))

@@ -15,7 +15,7 @@ import msgspec
 
 from edgeprofile._exchange import Exchange
 from edgeprofile._gate import Grant
-from edgeprofile.api.dialect import OBJECT_BYTES_MAX, Answer, Service, json_object, unique
+from edgeprofile.api.dialect import OBJECT_BYTES_MAX, Answer, Numbered, Service, json_object, unique
 from edgeprofile.errors import ApiError, BodyTooLarge, MalformedBody, MethodNotAllowed, Unauthorized
 from edgeprofile.signing import TOKEN_SECONDS
 
@@ -71,7 +71,8 @@ class Tokens:
         said = {"access_token": token, "expires_in": TOKEN_SECONDS, "token_type": "Bearer"}
         return 200, [*HEADERS, (b"x-request-id", request.request_id)], msgspec.json.encode(said)
 
-    def refuse(self, request: Exchange, error: ApiError) -> Answer:
+    @staticmethod
+    def refuse(request: Numbered, error: ApiError) -> Answer:
         """An error as RFC 6749, 5.2 has it."""
         code = error.token_code if isinstance(error, TokenRefused) else CODES.get(error.status, "invalid_request")
         detail, headers = error.detail, error.headers
