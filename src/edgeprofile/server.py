@@ -26,16 +26,20 @@ from granian.server.embed import Server as EmbeddedServer
 
 from edgeprofile import gateway, signing, tls
 from edgeprofile._front import Front
+from edgeprofile.api import console
 from edgeprofile.api.admin import build_admin
 from edgeprofile.app import build_app, open_shared
 from edgeprofile.errors import EdgeprofileError, UsageError
 from edgeprofile.exposition import Exposition
+from edgeprofile.inquiry import Inquiry
 from edgeprofile.keeper import Keeper
 from edgeprofile.life import Life
 from edgeprofile.loop import Loop, make_loop
+from edgeprofile.overview import Overview
 from edgeprofile.reload import reread
 from edgeprofile.settings import Settings
 from edgeprofile.supervisor import Setup, Supervisor
+from edgeprofile.timeline import Timeline
 
 PORTS_TRIED = 20
 BACKLOG = 4096
@@ -130,7 +134,7 @@ def serve(settings: Settings) -> None:
     _say_expiry(setup.identity)
     started_at = time.time()
     if admin_port:
-        log.info("metrics on http://%s:%d/metrics", admin_host, admin_port)
+        log.info("metrics on http://%s:%d/metrics, the console on /console", admin_host, admin_port)
 
     # All are forked before the first has a thread to look after it.
     keepers = {name: Keeper(name, work) for name, work in _works(settings, admin_host, started_at, listeners)}
@@ -309,12 +313,16 @@ def _serve_admin(settings: Settings, host: str, started_at: float, listeners: li
     """Runs in the admin listener's process, until that is killed."""
     try:
         _close(listeners)
-        app = build_admin(Exposition(settings, open_shared(settings), started_at, workers=len(listeners)))
+        shared = open_shared(settings)
+        timeline = Timeline(shared)
+        overview = Overview(settings, shared, timeline, started_at, workers=len(listeners))
+        pages = console.routes(overview, Inquiry(settings, shared), settings.server.admin_host)
+        app = build_admin(Exposition(settings, shared, started_at, workers=len(listeners)), pages, timeline)
         server = EmbeddedServer(
             app,
             address=host,
             port=settings.server.admin_port,
-            interface=Interfaces.ASGINL,
+            interface=Interfaces.ASGI,
             http=HTTPModes.http1,
             websockets=False,
             http1_settings=HTTP1,
