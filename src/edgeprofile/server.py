@@ -134,7 +134,7 @@ def serve(settings: Settings) -> None:
     _say_expiry(setup.identity)
     started_at = time.time()
     if admin_port:
-        log.info("metrics on http://%s:%d/metrics, the console on /console", admin_host, admin_port)
+        log.info("metrics on http://%s:%d/metrics and the console on /console there", admin_host, admin_port)
 
     # All are forked before the first has a thread to look after it.
     keepers = {name: Keeper(name, work) for name, work in _works(settings, admin_host, started_at, listeners)}
