@@ -330,7 +330,7 @@ def test_nothing_of_a_profile_or_a_key_is_in_a_scrape(running: Service) -> None:
 def test_the_admin_port_serves_no_profiles_and_the_other_no_metrics(running: Service) -> None:
     key = running.key()
     assert running.get("/metrics", key).code() == "no_such_route"
-    for target in (JANE, "/livez", "/metrics/", "/metrics/x", "/"):
+    for target in (JANE, "/livez", "/metrics/", "/metrics/x", "//"):
         answer = exchange(running.admin_port, request(target, key))
         assert (answer.status, answer.code()) == (404, "no_such_route")
         assert answer.headers["content-type"] == "application/problem+json"

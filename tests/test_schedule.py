@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeprofile.loader.schedule import JITTER, RETRY_MAX_S, RETRY_S, backoff_s, first_delay_s, next_delay_s
+from edgeprofile.schedule import JITTER, RETRY_MAX_S, RETRY_S, backoff_s, first_delay_s, next_delay_s
 
 CADENCES = st.floats(1, 86_400 * 9_999)
 SHARES = st.floats(0, 1)

@@ -54,7 +54,7 @@ def build_app(settings: Settings, life: Life | None = None) -> Front:
     life = life or Life()
     shared = open_shared(settings)
     workspaces = {name: Workspace(name, limited_slot(number)) for number, name in enumerate(settings.workspaces)}
-    gate = Gate(shared, verify=lambda token: keys.verify(token), limited=_limited)
+    gate = Gate(shared, verify=lambda token: keys.verify(token), limited=limited)
     keys = KeyWatcher(settings, gate, workspaces, shared)
     watched: list[Watched]
     snapshots = [
@@ -70,19 +70,7 @@ def build_app(settings: Settings, life: Life | None = None) -> Front:
         lifespan=lambda _: _watching(shared, [Watcher(each) for each in watched]),
     )
     app.router.redirect_slashes = False
-    lookup = Lookup(
-        gate,
-        translate=problem,
-        parse_fields=native.parse_fields,
-        choose=native.choose,
-        parse_many=native.parse_many,
-        parse_events=native.parse_events,
-        accepted=native.accepted,
-        normalize=dialect.lowered,
-        request_bytes_max=settings.limits.request_bytes_max,
-        response_bytes_max=settings.limits.response_bytes_max,
-        cache_control=settings.server.cache_control.encode(),
-    )
+    lookup = build_lookup(settings, gate)
 
     def recorder(surface: Counted) -> Recorder:
         return Recorder(shared, *slots(surface), log=logs.request_log(settings.log, surface.name.lower()))
@@ -110,6 +98,23 @@ def build_app(settings: Settings, life: Life | None = None) -> Front:
         watched.append(SigningWatcher(settings.data_dir, signing))
     watched.append(life)  # the last one, whose first poll says that all is ready
     return front
+
+
+def build_lookup(settings: Settings, gate: Gate) -> Lookup:
+    """The native lookup, for those whom this gate lets in."""
+    return Lookup(
+        gate,
+        translate=problem,
+        parse_fields=native.parse_fields,
+        choose=native.choose,
+        parse_many=native.parse_many,
+        parse_events=native.parse_events,
+        accepted=native.accepted,
+        normalize=dialect.lowered,
+        request_bytes_max=settings.limits.request_bytes_max,
+        response_bytes_max=settings.limits.response_bytes_max,
+        cache_control=settings.server.cache_control.encode(),
+    )
 
 
 def _dialects(
@@ -188,7 +193,8 @@ def _recorded(app: ASGIApp, recorder: Recorder) -> ASGIApp:
     return recorded
 
 
-def _limited(limits: limiter.Policy, bucket: int, wait_ns: int, cost: int) -> ApiError:
+def limited(limits: limiter.Policy, bucket: int, wait_ns: int, cost: int) -> ApiError:
+    """What who is over a limit is answered."""
     if wait_ns == limiter.NEVER:
         return MalformedBody(f"It asks for {cost} profiles at once, more than this key's limit can ever hold.")
     headers = limiter.rate_limit_headers(limits, bucket, wait_ns, cost)

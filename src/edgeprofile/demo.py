@@ -79,7 +79,8 @@ def serve_and_announce(settings: Settings, port: int, admin_port: int, key: str)
         signal.signal(number, lambda *_: server.terminate())
     try:
         if _is_ready(server, host, port):
-            print(f"\nServing; Ctrl-C ends it. Ask, in another terminal, who customer {PROFILE_ID} is:\n")
+            where = f" How it fares: http://{settings.server.admin_host}:{admin_port}/console" if admin_port else ""
+            print(f"\nServing; Ctrl-C ends it.{where}\nAsk, in another terminal, who customer {PROFILE_ID} is:\n")
             print(f"curl -H 'Authorization: Bearer {key}' http://{host}:{port}/v1/profiles/id/{PROFILE_ID}", flush=True)
         return server.wait()
     except KeyboardInterrupt:

@@ -54,14 +54,25 @@ def sending(home: Path) -> Iterator[None]:
 def watcher(home: Path) -> Watcher | None:
     """The workspace's watcher; None where none was started, or the last was stopped in good order."""
     with contextlib.suppress(OSError), (home / WATCHER).open("rb") as file:
-        alive = False
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            alive = True
+        alive = _is_held(file)
         pid = _pid(file)
         return Watcher(pid, alive) if pid else None
     return None
+
+
+def loading_since(home: Path) -> float | None:
+    """When the workspace's loader has begun, in Unix seconds; None where nobody loads it just now."""
+    with contextlib.suppress(OSError), (home / LOADER).open("rb") as file:
+        return os.fstat(file.fileno()).st_mtime if _is_held(file) else None
+    return None
+
+
+def _is_held(file: BinaryIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 @contextlib.contextmanager

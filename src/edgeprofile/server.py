@@ -26,17 +26,21 @@ from granian.server.embed import Server as EmbeddedServer
 
 from edgeprofile import gateway, logs, signing, tls
 from edgeprofile._front import Front
+from edgeprofile.api import console
 from edgeprofile.api.admin import build_admin
 from edgeprofile.app import build_app, open_shared
 from edgeprofile.errors import EdgeprofileError, UsageError
 from edgeprofile.exposition import Exposition
+from edgeprofile.inquiry import Inquiry
 from edgeprofile.keeper import Keeper, name_process
 from edgeprofile.life import Life
 from edgeprofile.loop import Loop, make_loop
 from edgeprofile.metrics import Counter
+from edgeprofile.overview import Overview
 from edgeprofile.reload import reread
 from edgeprofile.settings import Settings
 from edgeprofile.supervisor import Setup, Supervisor
+from edgeprofile.timeline import Timeline
 
 PORTS_TRIED = 20
 BACKLOG = 4096
@@ -121,7 +125,7 @@ def serve(settings: Settings) -> None:
     _say_expiry(setup.identity)
     started_at = time.time()
     if admin_port:
-        log.info("metrics on http://%s:%d/metrics", admin_host, admin_port)
+        log.info("metrics on http://%s:%d/metrics and the console on /console there", admin_host, admin_port)
 
     works = partial(_works, admin_host=admin_host, started_at=started_at, listeners=listeners)
     # All are forked before the first has a thread to look after it.
@@ -315,12 +319,16 @@ def _serve_admin(setup: Setup, host: str, started_at: float, listeners: list[soc
         settings, identity = setup
         shared = open_shared(settings)
         expires_at = None if identity is None else identity.expires_at.timestamp()
-        app = build_admin(Exposition(settings, shared, started_at, workers=len(listeners), expires_at=expires_at))
+        metrics = Exposition(settings, shared, started_at, workers=len(listeners), expires_at=expires_at)
+        timeline = Timeline(shared)
+        overview = Overview(settings, shared, timeline, started_at, workers=len(listeners))
+        pages = console.routes(overview, Inquiry(settings, shared), settings.server.admin_host)
+        app = build_admin(metrics, pages, timeline)
         server = EmbeddedServer(
             app,
             address=host,
             port=settings.server.admin_port,
-            interface=Interfaces.ASGINL,
+            interface=Interfaces.ASGI,
             http=HTTPModes.http1,
             websockets=False,
             http1_settings=HTTP1,

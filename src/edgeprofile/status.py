@@ -16,16 +16,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from edgeprofile import locks, outcomes, snapshot
-from edgeprofile.errors import EdgeprofileError, NoSnapshot
+from edgeprofile import health, snapshot
+from edgeprofile.errors import EdgeprofileError
 from edgeprofile.keys import Key
 from edgeprofile.outcomes import SUCCESSES, Outcome
-from edgeprofile.reader import live_profiles
 from edgeprofile.settings import Settings
 
 LOG_INTERVAL_S = 10.0
-# By how much a refresh may be later than it should before anybody needs to know.
-LATE_SECONDS = 10.0
 Report = Callable[[str, float, float], None]
 
 
@@ -143,54 +140,10 @@ def _json(value: object) -> str:
 
 
 def of_workspace(settings: Settings, name: str) -> dict[str, object]:
-    """The state of a workspace, as `status --json` prints it. Ages and times are in seconds.
-
-    `staleness` is how long ago the warehouse was last seen to hold what is served.
-    """
-    home = snapshot.home(settings.data_dir, name)
-    known = outcomes.read(home)
-    watcher = locks.watcher(home)
-    staleness_max = known.staleness_max_s(settings.workspaces[name].refresh_s)
-    found: dict[str, object] = {
-        "workspace": name,
-        "snapshot": None,
-        "staleness_max": staleness_max,
-        "rolled_back": known.rolled_back,
-        "watcher": None if watcher is None else {"pid": watcher.pid, "alive": watcher.alive},
-    }
-    problems: list[str] = []
-    if watcher is not None and not watcher.alive:
-        problems.append(f"process {watcher.pid}, which watched it, was killed: start edgeprofile load --watch again")
-    try:
-        manifest = snapshot.current_manifest(home)
-        now = time.time()
-        staleness = max(0.0, now - known.seen_at(manifest))
-        found |= {
-            "snapshot": manifest.name,
-            "age": max(0.0, now - manifest.finished_at),
-            "staleness": staleness,
-            "profiles": manifest.profiles,
-            "identifiers": manifest.identifiers,
-            "rejected": manifest.rejected,
-            "evicted": manifest.evicted,
-            "forced": manifest.forced,
-            "events": manifest.events,
-            "events_rejected": manifest.events_rejected,
-            "file_bytes": manifest.file_bytes,
-            "live_profiles": live_profiles(snapshot.folder(home, manifest.name)),
-        }
-        # Who loads by hand or from cron knows how often.
-        if watcher is not None and staleness > staleness_max + LATE_SECONDS:
-            problems.append(f"what is served is {staleness:,.0f} s old, where {staleness_max:,.0f} s is the most")
-    except EdgeprofileError as error:
-        if not isinstance(error, NoSnapshot):
-            problems.append(str(error))
-    found["erased"] = _erased(home, problems)
-    found["problem"] = "; ".join(problems) or None
-    found["refreshes"] = known.counts
-    found["last_refresh"] = msgspec.to_builtins(known.last[-1]) if known.last else None
-    found["history"] = msgspec.to_builtins(known.last)
-    return found
+    """The state of a workspace, as `status --json` prints it: its health, and how many profiles are erased."""
+    found, problems = health.of_workspace(settings, name)
+    found["erased"] = _erased(snapshot.home(settings.data_dir, name), problems)
+    return found | {"problem": "; ".join(problems) or None}
 
 
 def _erased(home: Path, problems: list[str]) -> int:

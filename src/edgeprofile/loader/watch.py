@@ -23,9 +23,9 @@ from edgeprofile import locks, notify, outcomes, snapshot
 from edgeprofile.errors import EdgeprofileError
 from edgeprofile.loader.export_queue import ExportQueue
 from edgeprofile.loader.overlay import DUE_AT_SHARE
-from edgeprofile.loader.schedule import backoff_s, first_delay_s, next_delay_s
 from edgeprofile.loader.updates import UpdateServer
 from edgeprofile.outcomes import BUSY, Attempt, Outcome
+from edgeprofile.schedule import backoff_s, first_delay_s, next_delay_s
 from edgeprofile.settings import Settings
 
 # Without the current folder on the path, where a file of a customer's may be named like a module.

@@ -1,0 +1,158 @@
+// The console: asks the service every two seconds how it fares, while anybody looks, and has all of it drawn.
+
+import { Latency, Stack } from "./charts.js";
+import { clock, count, day, duration, element, sign, write } from "./elements.js";
+import { startLookup } from "./lookup.js";
+import { called, Detail, List, troubled } from "./workspaces.js";
+
+const INTERVAL_MS = 2000;
+const ANSWER_MS_MAX = 5000;
+const STRETCHES_MAX = 300;
+const CERTIFICATE_SOON_S = 14 * 86400;
+const SURFACES = [
+  ["native", "native"],
+  ["native_batch", "native, many"],
+  ["insider", "Insider"],
+  ["mparticle", "mParticle"],
+  ["intilery", "Intilery"],
+  ["batch", "Batch"],
+  ["other", "other"],
+];
+const ANSWERS = [
+  ["2xx", "2xx"],
+  ["3xx", "3xx"],
+  ["4xx", "4xx"],
+  ["429", "429, over a limit"],
+  ["other", "other"],
+  ["5xx", "5xx"],
+];
+
+const at = (id) => document.getElementById(id);
+
+// --- what is shown ---------------------------------------------------------------------------------------------------
+
+const charts = [
+  new Stack("Requests a second", "surface", SURFACES, (stretch) =>
+    Object.fromEntries(Object.entries(stretch.surfaces).map(([name, [number]]) => [name, number])),
+  ),
+  new Stack("Answers a second", "status", ANSWERS, (stretch) => stretch.answers),
+  new Latency("Latency", SURFACES),
+];
+at("charts").append(...charts.map((chart) => chart.root));
+const list = new List(at("list"), at("filter"), choose);
+const detail = new Detail(at("detail"));
+startLookup(at("lookup"), at("outcome"), at("body"));
+
+let stretches = [];
+let selected = decodeURIComponent(location.hash.slice(1)) || null;
+let answeredAt = null;
+
+function choose(name) {
+  selected = name;
+  history.replaceState(null, "", `#${encodeURIComponent(name)}`);
+  poll();
+}
+
+window.addEventListener("hashchange", () => {
+  selected = decodeURIComponent(location.hash.slice(1)) || null;
+  poll();
+});
+
+function show(state) {
+  answeredAt = state.now;
+  at("silence").hidden = true;
+  at("shown").classList.remove("old");
+  const last = stretches.at(-1)?.at ?? 0;
+  stretches = [...stretches, ...state.timeline.filter((stretch) => stretch.at > last)].slice(-STRETCHES_MAX);
+  for (const chart of charts) chart.show(stretches, state.now);
+  selected = state.workspace?.workspace ?? null;
+  list.show(state.workspaces, selected);
+  detail.show(state.workspace, state.now);
+  at("workspaces").classList.toggle("alone", state.workspaces.length === 1);
+  write(at("counted"), count(state.workspaces.length));
+  offerNamespaces(Object.keys(state.workspace?.identifiers ?? {}));
+  verdict(state);
+  facts(state);
+}
+
+function offerNamespaces(names) {
+  const offered = [...at("namespaces").children].map((option) => option.value);
+  if (offered.join() !== names.join()) at("namespaces").replaceChildren(...names.map((name) => element("option", { value: name })));
+}
+
+/** How it is with everything, in a few words; in the tab's title too. */
+function verdict(state) {
+  const found = troubled(state.workspaces);
+  const damaged = state.total.records_damaged;
+  document.title = `${found.length ? `(${found.length}) ` : ""}edgeprofile console`;
+  if (damaged) return say("bad", `${count(damaged)} requests met a damaged record`);
+  if (!found.length) return say("good", "All is well");
+  const [word, level] = called(found[0].health);
+  const one = `${found[0].workspace}: ${word}`;
+  return say(level, found.length === 1 ? one : `${count(found.length)} of ${count(state.workspaces.length)} workspaces need attention`);
+}
+
+function say(level, text) {
+  const badge = at("verdict");
+  if (badge.dataset.told === level + text) return;
+  badge.dataset.told = level + text;
+  badge.className = `badge ${level}`;
+  badge.replaceChildren(sign(level), text);
+}
+
+function facts(state) {
+  const shown = [
+    ["Version", state.version],
+    ["Workers", count(state.workers)],
+    ["Up for", duration(state.now - state.started_at)],
+    ["Over a limit", count(state.total.limited)],
+  ];
+  if (state.total.snapshots_refused) shown.push(["Snapshots refused", count(state.total.snapshots_refused), "bad"]);
+  if (state.certificate_expires_at !== null) {
+    const left = state.certificate_expires_at - state.now;
+    shown.push(["Certificate", left > 0 ? `until ${day(state.certificate_expires_at)}` : "is over", left < CERTIFICATE_SOON_S ? "bad" : ""]);
+  }
+  at("facts").replaceChildren(
+    ...shown.map(([name, value, level]) =>
+      element("div", { className: level ?? "" }, element("dt", { textContent: name }), element("dd", { textContent: value })),
+    ),
+  );
+}
+
+/** The last state stays, greyed. */
+function showSilence() {
+  const since = answeredAt === null ? "" : ` What is shown is of ${clock(answeredAt)}.`;
+  write(at("silence"), `The service does not answer.${since} Trying again.`);
+  at("silence").hidden = false;
+  at("shown").classList.add("old");
+  say("bad", "No answer");
+  document.title = "(!) edgeprofile console";
+}
+
+// --- asking ----------------------------------------------------------------------------------------------------------
+
+let timer = null;
+let asking = null;
+
+async function poll() {
+  clearTimeout(timer);
+  asking?.abort();
+  if (document.hidden) return;
+  const mine = new AbortController();
+  asking = mine;
+  const asked = new URLSearchParams({ after: String(stretches.at(-1)?.at ?? 0) });
+  if (selected !== null) asked.set("workspace", selected);
+  try {
+    const signal = AbortSignal.any([mine.signal, AbortSignal.timeout(ANSWER_MS_MAX)]);
+    const answer = await fetch(`console/state?${asked}`, { signal, cache: "no-store", credentials: "omit" });
+    if (!answer.ok) throw new Error(`${answer.status}`);
+    const state = await answer.json();
+    if (asking === mine) show(state);
+  } catch {
+    if (asking === mine) showSilence();
+  }
+  if (asking === mine) timer = setTimeout(poll, INTERVAL_MS);
+}
+
+document.addEventListener("visibilitychange", poll);
+poll();
