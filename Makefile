@@ -24,7 +24,7 @@ CYTHON := $(wildcard ext/*.pyx ext/*.pxd src/edgeprofile/*.pxd)
 COMPILED := $(patsubst ext/%.pyx,edgeprofile._%,$(wildcard ext/*.pyx))
 BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
 
-.PHONY: help run test lint bench build fuzz scan lock clean
+.PHONY: help run test lint bench soak build fuzz scan lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -44,6 +44,10 @@ lint: $(VENV)/test $(VENV)/built ## check style and types, of the compiled modul
 
 bench: $(VENV)/bench $(VENV)/built ## measure this machine against its peers (ARGS="--quick --only lookup,peers")
 	@python loadtest/run.py $(ARGS)
+
+soak: $(VENV)/bench $(VENV)/built ## ten minutes of load and trouble, then a million malformed requests (ARGS="--minutes 1")
+	@python loadtest/soak.py $(ARGS)
+	@python loadtest/malformed.py $(if $(filter --quick,$(ARGS)),--quick)
 
 # The wheel is made from the sdist, which shows that the sdist lacks nothing.
 build: $(VENV)/built ## make dist/*.tar.gz and dist/*.whl
