@@ -27,7 +27,7 @@ PROCESSORS = $(shell nproc)
 # One more process than there are processors, because tests wait for servers that start, and for polls.
 SIDE_BY_SIDE = --numprocesses=$$(($(PROCESSORS) + 1)) --dist=loadfile --no-loadscope-reorder
 
-.PHONY: help run test lint check-style check-types check-stubs check-cython bench build fuzz scan audit lock clean
+.PHONY: help run test lint check-style check-types check-stubs check-cython bench soak build fuzz scan audit lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -56,6 +56,10 @@ check-cython:
 
 bench: $(VENV)/bench $(VENV)/built ## measure this machine against its peers (ARGS="--quick --only lookup,peers")
 	@python loadtest/run.py $(ARGS)
+
+soak: $(VENV)/bench $(VENV)/built ## ten minutes of load and trouble, then a million malformed requests (ARGS="--minutes 1")
+	@python loadtest/soak.py $(ARGS)
+	@python loadtest/malformed.py $(if $(filter --quick,$(ARGS)),--quick)
 
 # The wheel is made from the sdist, which shows that the sdist lacks nothing.
 build: $(VENV)/built ## make dist/*.tar.gz and dist/*.whl

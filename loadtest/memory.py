@@ -9,7 +9,7 @@ from typing import NamedTuple
 from harness import BenchError, Server, tree
 
 MIB = 1024 * 1024
-SHARED, SNAPSHOT = "shared.map", "profiles.mdb"
+SNAPSHOT = "profiles.mdb"
 
 
 class Kept(NamedTuple):
@@ -20,11 +20,10 @@ class Kept(NamedTuple):
 
 
 def worker_pids(server: Server) -> list[int]:
-    """The workers: those processes of a server that have the shared file mapped. Raises BenchError for none."""
-    pids = [process.pid for process in tree(server.pids)]
-    found = [pid for pid in pids if pid not in server.pids and SHARED in _read(pid, "maps")]
+    """The workers: those processes of a server that have a snapshot mapped. Raises BenchError for none."""
+    found = [process.pid for process in tree(server.pids) if mapped(process.pid, SNAPSHOT)]
     if not found:
-        raise BenchError("no worker has the shared file mapped")
+        raise BenchError("no worker has a snapshot mapped")
     return found
 
 

@@ -6,11 +6,12 @@
  *
  *     cc -O2 -o openloop openloop.c -lm
  *     openloop [-r RATE] [-d SECONDS] [-w WARM_UP_SECONDS] [-c CONNECTIONS] [-k ANSWERS_A_CONNECTION] [-H HEADER]...
- *              127.0.0.1:PORT REQUESTS
+ *              [-e FAILURES] 127.0.0.1:PORT REQUESTS
  *
  * REQUESTS is a file with a path a line, of which each request takes one at random; behind a path may stand a tab and
  * one more header. SIGTERM or SIGINT end the run early. What is printed is one JSON object; times are microseconds,
- * and of latencies those of the warm-up are left out.
+ * and of latencies those of the warm-up are left out. FAILURES is a file that gets a line for each request that was
+ * answered by another status than 200, or not at all (0): the time by the monotonic clock, the status, our port.
  *
  *     sent = answered + errors + unanswered; `unsent` fell due, but no connection was free before the run was given up
  *     waited: fell due while every connection was busy
@@ -40,7 +41,7 @@ static const double ARRIVALS_MAX = 1e8;
 
 typedef struct {
     int fd; /* -1: closed, to be opened by its next request */
-    int busy, served, status, closes;
+    int port, busy, served, status, closes;
     int64_t due, free_since;
     size_t have;    /* of the head */
     long body_left; /* -1: the head is not yet whole */
@@ -68,6 +69,7 @@ static long planned, next_arrival, sent, answered, measured, errors, reconnects,
 static int64_t measured_from;
 static int epoll, in_flight;
 static volatile sig_atomic_t stopped;
+static FILE *failures;
 
 static void die(const char *what) {
     fprintf(stderr, "openloop: %s%s%s\n", what, errno ? ": " : "", errno ? strerror(errno) : "");
@@ -145,6 +147,9 @@ static int dial(Connection *c) {
     fcntl(fd, F_SETFL, O_NONBLOCK);
     struct epoll_event event = {.events = EPOLLIN, .data.u32 = (uint32_t)(c - connections)};
     epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
+    struct sockaddr_in ours = {0};
+    getsockname(fd, (struct sockaddr *)&ours, &(socklen_t){sizeof ours});
+    c->port = ntohs(ours.sin_port);
     c->fd = fd;
     c->served = 0;
     return 0;
@@ -152,13 +157,18 @@ static int dial(Connection *c) {
 
 static void hang_up(Connection *c) {
     close(c->fd);
-    c->fd = -1;
+    c->fd = -1, c->port = 0;
     reconnects++;
+}
+
+static void note_failure(const Connection *c, int64_t now, int status) {
+    if (failures) fprintf(failures, "%lld %d %d\n", (long long)now, status, c->port);
 }
 
 /* An answer that will not come: a failed request, and a connection that cannot be used again. */
 static void fail(Connection *c, int64_t now) {
     errors++;
+    note_failure(c, now, 0);
     if (c->fd >= 0) hang_up(c);
     release(c, now);
 }
@@ -220,6 +230,7 @@ static void on_readable(Connection *c) {
         fail(c, now);
     } else {
         answered++, statuses[c->status]++, c->served++;
+        if (c->status != 200) note_failure(c, now, c->status);
         if (c->due >= measured_from) latency[measured++] = now - c->due;
         if (c->closes || c->served == chosen.answers_a_connection) hang_up(c);
         release(c, now);
@@ -295,13 +306,15 @@ static void add_header(const char *header) {
 }
 
 static void parse(int count, char **arguments) {
-    for (int option; (option = getopt(count, arguments, "r:d:w:c:k:H:")) != -1;) {
+    for (int option; (option = getopt(count, arguments, "r:d:w:c:k:H:e:")) != -1;) {
         if (option == 'r') chosen.rate = atof(optarg);
         else if (option == 'd') chosen.seconds = atof(optarg);
         else if (option == 'w') chosen.warm_up_s = atof(optarg);
         else if (option == 'c') chosen.connections = atoi(optarg);
         else if (option == 'k') chosen.answers_a_connection = atoi(optarg);
         else if (option == 'H') add_header(optarg);
+        else if (option == 'e' && !(failures = fopen(optarg, "w"))) die(optarg);
+        else if (option == 'e') setlinebuf(failures);
         else exit(2);
     }
     errno = 0;

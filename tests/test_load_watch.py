@@ -52,10 +52,10 @@ class Watch:
         (self.folder / "new").write_text("\n".join(["id", *map(str, ids)]))
         (self.folder / "new").rename(self.folder / f"{name}.csv")
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+    def start(self, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
         with self.log_file.open("ab") as log:
-            command = [*COMMAND, "load", "--watch", *arguments]
-            process = subprocess.Popen(command, cwd=self.folder, env=environment(), stdout=log, stderr=log)
+            command, changed = [*COMMAND, "load", "--watch", *arguments], environment() | (env or {})
+            process = subprocess.Popen(command, cwd=self.folder, env=changed, stdout=log, stderr=log)
         self.started.append(process)
         return process
 

@@ -171,6 +171,21 @@ def test_requests_that_are_never_answered_are_errors(generator: Generator) -> No
 
 
 @pytest.mark.parametrize(
+    ("answer", "status"), [(b"", 0), (ANSWER.replace(b"200 OK", b"503 Not now"), 503), (ANSWER, None)]
+)
+def test_each_request_that_fails_is_noted_with_its_time_its_status_and_its_port(
+    generator: Generator, tmp_path: Path, answer: bytes, status: int | None
+) -> None:
+    noted, began = tmp_path / "failures", time.monotonic_ns()
+    with serving(answer=answer) as server:
+        counts = generator.run(port_of(server), ["/"], "-e", str(noted))
+    lines = [tuple(map(int, line.split())) for line in noted.read_text().splitlines()]
+    assert len(lines) == (0 if status is None else counts["sent"])
+    assert {found for _, found, _ in lines} == ({status} - {None})
+    assert all(began < at < time.monotonic_ns() and port != port_of(server) and port > 0 for at, _, port in lines)
+
+
+@pytest.mark.parametrize(
     "answer",
     [
         b"SMTP ready\r\n\r\n",

@@ -8,7 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgeprofile.schedule import JITTER, RETRY_MAX_S, RETRY_S, backoff_s, first_delay_s, next_delay_s
+from edgeprofile.schedule import (
+    ERASURE_RETRY_S,
+    JITTER,
+    RETRY_MAX_S,
+    RETRY_S,
+    backoff_s,
+    erasure_delay_s,
+    first_delay_s,
+    next_delay_s,
+)
 
 CADENCES = st.floats(1, 86_400 * 9_999)
 SHARES = st.floats(0, 1)
@@ -63,3 +72,15 @@ def test_a_failure_is_tried_again_by_the_back_off_however_long_it_took(
     least_s, most_s = backoff_s(cadence_s, failures) * (1 - JITTER), backoff_s(cadence_s, failures)
     delay_s = next_delay_s(cadence_s, took_s, failures, share)
     assert least_s <= delay_s <= most_s or math.isclose(delay_s, least_s)
+
+
+@pytest.mark.parametrize(
+    ("due_in_s", "delay_s"),
+    [
+        (1_000, 1_000),
+        (-5, ERASURE_RETRY_S),  # overdue
+        (3_300 + 1e9, 3_300),  # the clock was set back by decades
+    ],
+)
+def test_no_clock_delays_what_an_erasure_is_gone_with(due_in_s: float, delay_s: float) -> None:
+    assert erasure_delay_s(due_in_s, 3_300) == delay_s

@@ -211,14 +211,14 @@ def test_one_worker_that_was_killed_is_replaced_and_the_others_go_on(served: Ser
         connection.close()
 
 
-def test_workers_that_die_again_and_again_end_the_server_with_status_1(served: Service) -> None:
+def test_workers_that_crash_again_and_again_end_the_server_with_status_1(served: Service) -> None:
     children = everyone(served)
     process = served.release()
     seen: set[int] = set()
     while process.poll() is None:
         for pid in set(served.workers()) - seen:
             seen.add(pid)
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, signal.SIGABRT)
     assert process.wait() == 1
     assert len(seen) <= 6
     assert "giving up" in served.log()

@@ -23,6 +23,7 @@ from edgeprofile.supervisor import Setup, Supervisor
 
 FORK = multiprocessing.get_context("fork")
 BEAT_INTERVAL_S = 0.02
+KILLS_MAX = 5
 DRAIN_S = 0.2
 
 
@@ -72,6 +73,7 @@ class Main:
 
     def _run(self, slots: int) -> None:
         supervisor.START_SECONDS_MAX = supervisor.SILENT_SECONDS_MAX = 1.0
+        supervisor.KILLS_MAX = KILLS_MAX
         listeners = [socket.socket() for _ in range(slots)]
         kinds = {"good": setup_of("good")}
         first = kinds.setdefault(self._kind.read_text(), setup_of(self._kind.read_text()))
@@ -173,6 +175,30 @@ def test_workers_that_do_not_come_to_life_are_tried_three_times(start: Callable[
     main = start(1, kind)
     assert main.status() == 1
     assert without_pids(main.notes("start")) == [f"start 0 {kind}"] * 3
+
+
+def kill_ready(main: Main, times: int) -> None:
+    """Kills each worker of a slot as soon as it serves, and waits for the next one."""
+    for number in range(times):
+        os.kill(main.pids("good")[number], signal.SIGKILL)
+        until(lambda: len(main.pids("good")) == number + 2, "another takes its place")  # noqa: B023
+
+
+def test_workers_that_somebody_kills_are_no_crash_loop_before_there_are_many(start: Callable[..., Main]) -> None:
+    main = start(1)
+    until(lambda: main.pids("good") != [], "one serves")
+    kill_ready(main, KILLS_MAX - 1)
+    os.kill(main.pids("good")[-1], signal.SIGKILL)
+    assert main.status() == 1
+    assert len(main.pids("good")) == KILLS_MAX
+
+
+def test_one_that_ends_by_itself_behind_others_that_were_killed_is_a_crash_loop(start: Callable[..., Main]) -> None:
+    main = start(1)
+    until(lambda: main.pids("good") != [], "one serves")
+    kill_ready(main, supervisor.SHORT_LIVES_MAX)
+    os.kill(main.pids("good")[-1], signal.SIGQUIT)
+    assert main.status() == 1
 
 
 def test_the_end_comes_in_the_middle_of_a_change_too(start: Callable[..., Main]) -> None:

@@ -6,8 +6,8 @@ never older than one cadence and the time that a refresh takes. Where one takes 
 begins at its end. After a failure it is due ten seconds after that, then twenty, and so on up to the cadence, or to
 an hour where that is less.
 
-Delays count on the clock that never jumps. The calendar's is asked once, at the start, for the age of what is
-served; whatever it says, the first refresh is due within one cadence.
+Delays count on the clock that never jumps. The calendar's is asked at the start, for the age of what is served, and
+for what was erased; whatever it says, the first refresh is due within one cadence, and no erasure later than it was.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 JITTER = 0.1
 RETRY_S, RETRY_MAX_S = 10.0, 3_600.0
 DOUBLINGS_MAX = 16
+ERASURE_RETRY_S = 60.0
 
 
 def first_delay_s(cadence_s: float, age_s: float | None) -> float:
@@ -39,3 +40,12 @@ def next_delay_s(cadence_s: float, took_s: float, failures: int, share: float) -
 def backoff_s(cadence_s: float, failures: int) -> float:
     """How long to wait after so many failures in a row, without jitter."""
     return min(cadence_s, RETRY_MAX_S, RETRY_S * 2.0 ** min(failures - 1, DOUBLINGS_MAX))
+
+
+def erasure_delay_s(due_in_s: float, due_in_max_s: float) -> float:
+    """Until the refresh that what was erased has to be gone with, which the calendar says is due in so long.
+
+    One that is overdue, because refreshes fail, is tried again as they are. None is due later than it was at first,
+    which the calendar may say while it is behind.
+    """
+    return min(max(due_in_s, ERASURE_RETRY_S), due_in_max_s)

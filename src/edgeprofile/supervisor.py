@@ -27,11 +27,14 @@ TICK_S = 1.0
 # A worker that takes longer to start, or beats no more, will not come to itself.
 START_SECONDS_MAX = 120.0
 SILENT_SECONDS_MAX = 30.0
-# So many workers of one slot in a row, none of which lived longer, are a crash loop.
+# So many workers of one slot in a row, none of which lived longer, are a crash loop. It takes more of them where the
+# last one served and was ended from outside: by an operator, or by a kernel that is short of memory.
 SHORT_LIFE_S = 10.0
-SHORT_LIVES_MAX = 3
+SHORT_LIVES_MAX, KILLS_MAX = 3, 10
 RETRY_INTERVAL_S = 10.0
 TO_END = (signal.SIGTERM, signal.SIGINT)
+# How a worker ends that somebody told to, or killed.
+ENDED_FROM_OUTSIDE = (0, -signal.SIGTERM, -signal.SIGKILL)
 
 log = logging.getLogger("edgeprofile")
 
@@ -57,11 +60,17 @@ class Worker:
         self.pulse = pulse
         self.started_at = time.monotonic()
         self._beat_at: float | None = None
+        self._is_given_up = False
         self._plan: list[tuple[float, signal.Signals]] = []
 
     @property
     def is_ready(self) -> bool:
         return self._beat_at is not None
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether it served until somebody else than us ended it."""
+        return self.is_ready and not self._is_given_up and self.process.exitcode in ENDED_FROM_OUTSIDE
 
     def plan(self, now: float, *steps: tuple[float, signal.Signals]) -> None:
         """Has it sent signals, each so many seconds from `now`, in the place of what was planned before."""
@@ -75,6 +84,7 @@ class Worker:
         silent_s, limit_s = now - (self._beat_at or self.started_at), SILENT_SECONDS_MAX
         if silent_s > (limit_s if self.is_ready else START_SECONDS_MAX):
             log.error("worker %d has given no sign of life for %.0f s and is killed", self.process.pid, silent_s)
+            self._is_given_up = True
             self.process.kill()
         while self._plan and self._plan[0][0] <= now:
             self._send(self._plan.pop(0)[1])
@@ -254,7 +264,7 @@ class Supervisor:
         log.error("worker %d ended with status %s and is replaced", dead.process.pid, dead.process.exitcode)
         self._died()
         slot.short_lives = slot.short_lives + 1 if now - dead.started_at < SHORT_LIFE_S else 0
-        if slot.short_lives >= SHORT_LIVES_MAX:
+        if slot.short_lives >= (KILLS_MAX if dead.was_killed else SHORT_LIVES_MAX):
             log.error("workers end as soon as they are started: giving up")
             self._end(now, 1, self._wanted.settings.server.ready_delay_seconds)
 

@@ -25,13 +25,12 @@ from edgeprofile.loader.export_queue import ExportQueue
 from edgeprofile.loader.overlay import DUE_AT_SHARE
 from edgeprofile.loader.updates import UpdateServer
 from edgeprofile.outcomes import BUSY, Attempt, Outcome
-from edgeprofile.schedule import backoff_s, first_delay_s, next_delay_s
+from edgeprofile.schedule import backoff_s, erasure_delay_s, first_delay_s, next_delay_s
 from edgeprofile.settings import Settings
 
 # Without the current folder on the path, where a file of a customer's may be named like a module.
 CHILD = (sys.executable, "-P", "-m", "edgeprofile.loader.child")
 EXPORTS_AT_ONCE = 1
-ERASURE_RETRY_S = 60.0
 # Shorter than supervisors wait. What is killed then was sorting very many identifiers, which nothing interrupts.
 STOP_SECONDS_MAX = 8.0
 # What is said of a workspace beside how a refresh ended.
@@ -157,8 +156,7 @@ class Watched:
         """Has a refresh begin when what was erased has to go from disk, however long the cadence is."""
         due_at = await self._updates.erasure_due_at(self._erase_within_s)
         if due_at is not None:
-            # One that is overdue, because refreshes fail, is tried again as they are.
-            self._erased(max(due_at - time.time(), ERASURE_RETRY_S))
+            self._erased(erasure_delay_s(due_at - time.time(), self._erase_within_s * DUE_AT_SHARE))
 
     def _erased(self, delay_s: float | None = None) -> None:
         """Of several the first counts; the others are asked for behind the refresh that it brings."""
