@@ -24,7 +24,7 @@ CYTHON := $(wildcard ext/*.pyx ext/*.pxd src/edgeprofile/*.pxd)
 COMPILED := $(patsubst ext/%.pyx,edgeprofile._%,$(wildcard ext/*.pyx))
 BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
 
-.PHONY: help run test lint bench build fuzz scan lock clean
+.PHONY: help run test lint bench build fuzz scan churn lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -64,6 +64,9 @@ fuzz: $(VENV)/test ## throw damaged records and files at the compiled code, buil
 scan: $(VENV)/test $(VENV)/built ## have sslyze look at the service's TLS
 	@test -x $(VENV)/sslyze/bin/sslyze || { $(PYTHON) -m venv $(VENV)/sslyze; $(VENV)/sslyze/$(INSTALL) sslyze; }
 	@python tests/scan_tls.py $(VENV)/sslyze/bin/sslyze
+
+churn: $(VENV)/test $(VENV)/built ## change a PostgreSQL's rows all the time, and see that they are served (ARGS="--minutes 1")
+	@python tests/churn.py $(ARGS)
 
 # By the oldest Python that is supported, whose needs are those of the newer ones and more.
 lock: $(VENV)/made ## pin what the container installs, by hashes, in deploy/ (ARGS=--upgrade)

@@ -20,18 +20,20 @@ from edgeprofile.outcomes import BUSY, Attempt, Outcome
 from edgeprofile.settings import load
 
 
-def main(file: str, workspace: str, parent: str) -> None:
-    """Refreshes a workspace of the settings in `file`, for the process `parent`."""
+def main(file: str, workspace: str, parent: str, *begun: str) -> None:
+    """Refreshes a workspace of the settings in `file`, for the process `parent`. `begun` is its Attempt, if it has one."""
     end_with_parent(int(parent))
     be_gentle()
-    attempt = Attempt.begin()
+    attempt = Attempt(*map(float, begun)) if begun else Attempt.begin()
     outcome: Outcome | None = None
     try:
         with interruptible() as at:
             settings = load(Path(file))
             if workspace not in settings.workspaces:
                 raise SettingsError(f"{file} has no workspace {workspace} any more")
-            outcome = refresh(settings, workspace, force=False, delta=True, progress=lambda *_: None, at=at)
+            outcome = refresh(
+                settings, workspace, force=False, delta=True, progress=lambda *_: None, at=at, attempt=attempt
+            )
     except LoaderBusy as error:
         outcome = attempt.ended(BUSY, message=str(error))
     except (Exception, KeyboardInterrupt) as error:
