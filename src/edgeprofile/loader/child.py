@@ -21,7 +21,7 @@ from edgeprofile.settings import load
 
 
 def main(file: str, workspace: str, parent: str, *begun: str) -> None:
-    """Refreshes a workspace of the settings in `file`, for the process `parent`. `begun` is its Attempt, if it has one."""
+    """Refreshes a workspace of the settings in `file` for the process `parent`. `begun` is its Attempt, if any."""
     end_with_parent(int(parent))
     be_gentle()
     attempt = Attempt(*map(float, begun)) if begun else Attempt.begin()

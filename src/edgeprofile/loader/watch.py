@@ -218,7 +218,7 @@ class Watched:
     async def _run(self, attempt: Attempt) -> tuple[bytes, int]:
         """Runs the refresh's process; gives what it printed, and its status. None outlives this call.
 
-        Its start is a part of the attempt, so that neither how long that takes nor how old it is leaves it out.
+        Its start is a part of the attempt: what is served is as old as that, and no refresh is sooner done.
         Raises TimeoutError where it took too long and was killed, OSError where it could not be started.
         """
         process = await asyncio.create_subprocess_exec(
