@@ -27,7 +27,7 @@ PROCESSORS = $(shell nproc)
 # One more process than there are processors, because tests wait for servers that start, and for polls.
 SIDE_BY_SIDE = --numprocesses=$$(($(PROCESSORS) + 1)) --dist=loadfile --no-loadscope-reorder
 
-.PHONY: help run test lint check-style check-types check-stubs check-cython bench soak build fuzz scan audit lock clean
+.PHONY: help run test lint check-style check-types check-stubs check-cython bench soak build fuzz scan audit churn lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -85,6 +85,9 @@ scan: $(VENV)/test $(VENV)/built ## have sslyze look at the service's TLS
 audit: $(VENV)/made ## ask whether a fault is known of any package that deploy/ pins
 	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit; $(VENV)/audit/$(INSTALL) pip-audit; }
 	@python tests/audit_pins.py $(VENV)/audit/bin/pip-audit
+
+churn: $(VENV)/test $(VENV)/built ## change a PostgreSQL's rows all the time, and see that they are served (ARGS="--minutes 1")
+	@python tests/churn.py $(ARGS)
 
 # By the oldest Python that is supported, whose needs are those of the newer ones and more.
 lock: $(VENV)/made ## pin what the container installs, by hashes, in deploy/ (ARGS=--upgrade)

@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -178,8 +179,9 @@ def test_one_that_fails_hurts_no_other_is_said_in_one_line_and_recovers(watch: W
     assert watch.profiles("bad") is None
     # The workspaces' lines are all that is said.
     assert all(line.startswith("time=") for line in watch.log_file.read_text().splitlines())
+    # It is noted by the process that failed, and said by the watcher a moment later.
+    until(lambda: len(watch.lines("bad", "source_error")) == watch.count("bad", "source_error"), process)
     failed = watch.lines("bad", "source_error")
-    assert len(failed) == watch.count("bad", "source_error")
     assert failed[0]["message"].startswith("the model cannot be read")
     assert failed[0]["next_seconds"] == "1"  # as long as the cadence, and no longer
     watch.rows("bad", 7)
@@ -286,6 +288,26 @@ def test_a_load_whose_watcher_is_gone_before_it_begins_does_not_begin(watch: Wat
     done = subprocess.run([sys.executable, "-c", ORPHAN], cwd=watch.folder, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
     assert watch.past("shop") == []
+
+
+# As a watcher does whose refresh's process took a minute to start.
+SLOW_START = """
+import os, time
+from edgeprofile.loader.child import main
+main('edgeprofile.toml', 'shop', str(os.getppid()), str(time.time() - 60), str(time.monotonic() - 60))
+"""
+
+
+def test_what_a_refresh_takes_and_is_as_old_as_counts_from_before_its_process_started(watch: Watch) -> None:
+    watch.spaces(shop="SELECT 1 AS id")
+    watch.log_file.touch()
+    before = time.time()
+    subprocess.run([sys.executable, "-c", SLOW_START], cwd=watch.folder, env=environment(), check=True)
+    (noted,) = watch.past("shop")
+    assert noted.seconds > 60
+    assert before - 60 <= noted.started_at < noted.finished_at - 60
+    manifest = snapshot.current_manifest(watch.home("shop"))
+    assert outcomes.read(watch.home("shop")).seen_at(manifest) == noted.started_at
 
 
 # --- beside others -------------------------------------------------------------------------------------------------

@@ -104,6 +104,7 @@ def test_staleness_is_at_most_a_cadence_and_the_longest_of_the_last_refreshes() 
     for outcome, seconds in (("published", 20.0), ("unchanged", 10.0), ("source_error", 500.0)):
         known = known.plus(Outcome(outcome=outcome, started_at=0, finished_at=0, seconds=seconds))
     assert known.staleness_max_s(300) == 320
+    assert known.staleness_max_s(5) == 40
 
 
 def test_what_a_watcher_lets_grow_stale_is_a_problem_but_not_what_nobody_watches(shop: Workshop) -> None:

@@ -122,8 +122,11 @@ class Outcomes(msgspec.Struct, frozen=True, kw_only=True):
         return manifest.started_at
 
     def staleness_max_s(self, cadence_s: float) -> float:
-        """How old what is served gets where every refresh succeeds: one cadence, and the longest of the last ones."""
-        return cadence_s + max((each.seconds for each in self.last if each.outcome in SUCCESSES), default=0.0)
+        """How old what is served gets where every refresh succeeds: what lies between the begins of two, which is one
+        cadence or a refresh that takes longer, and then the next. One takes what the longest of the last ones did.
+        """
+        longest_s = max((each.seconds for each in self.last if each.outcome in SUCCESSES), default=0.0)
+        return max(cadence_s, longest_s) + longest_s
 
     def plus(self, outcome: Outcome) -> Outcomes:
         """These and one more."""

@@ -23,12 +23,12 @@ from edgeprofile.settings import Log, load
 log = logging.getLogger("edgeprofile")
 
 
-def main(file: str, workspace: str, parent: str) -> None:
-    """Refreshes a workspace of the settings in `file`, for the process `parent`."""
+def main(file: str, workspace: str, parent: str, *begun: str) -> None:
+    """Refreshes a workspace of the settings in `file` for the process `parent`. `begun` is its Attempt, if any."""
     end_with_parent(int(parent))
     be_gentle()
     logs.configure(Log())
-    attempt = Attempt.begin()
+    attempt = Attempt(*map(float, begun)) if begun else Attempt.begin()
     outcome: Outcome | None = None
     try:
         with interruptible() as at:
@@ -36,7 +36,9 @@ def main(file: str, workspace: str, parent: str) -> None:
             logs.configure(settings.log)
             if workspace not in settings.workspaces:
                 raise SettingsError(f"{file} has no workspace {workspace} any more")
-            outcome = refresh(settings, workspace, force=False, delta=True, progress=lambda *_: None, at=at)
+            outcome = refresh(
+                settings, workspace, force=False, delta=True, progress=lambda *_: None, at=at, attempt=attempt
+            )
     except LoaderBusy as error:
         outcome = attempt.ended(BUSY, message=str(error))
     except (Exception, KeyboardInterrupt) as error:

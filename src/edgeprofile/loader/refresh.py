@@ -81,16 +81,18 @@ def refresh(
     progress: Progress,
     at: snapshot.AtStep = snapshot.nothing,
     delta: bool = False,
+    attempt: Attempt | None = None,
 ) -> Outcome:
     """Refreshes a workspace once. Whatever goes wrong, the snapshot that was current stays current.
 
-    With `delta`, it brings only the rows that changed, unless a full refresh is due.
+    With `delta`, it brings only the rows that changed, unless a full refresh is due. It is the `attempt` that somebody
+    began, or one that begins now.
 
     The outcome is also noted in the workspace's refresh.json. Raises the EdgeprofileError that ended it;
     LoaderBusy means that another loader is at it and nothing was done.
     """
     home = snapshot.home(settings.data_dir, name)
-    attempt = Attempt.begin()
+    attempt = attempt or Attempt.begin()
     try:
         with locks.loading(home):
             return _noted(settings, name, home, attempt, Wish(force, delta), progress, at)

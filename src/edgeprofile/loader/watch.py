@@ -138,7 +138,6 @@ class Watched:
                 self.wake.clear()
                 began = time.monotonic()
                 outcome = await self._refresh()
-                took_s = time.monotonic() - began
             if outcome.outcome == BUSY:
                 # Somebody loads it by hand: when that has ended well, there is nothing to do for a while.
                 delay_s = backoff_s(self._cadence_s, 1)
@@ -149,6 +148,7 @@ class Watched:
             await self._updates.refreshed()
             await self._see_to_erasures()
             failures = 0 if outcome.outcome in (*outcomes.SUCCESSES, HELD) else failures + 1
+            took_s = time.monotonic() - began
             delay_s = next_delay_s(self._cadence_s, took_s, failures, random.random())
             self._tell(outcome, delay_s)
 
@@ -195,7 +195,7 @@ class Watched:
             message = f"rolled back, until somebody runs edgeprofile load --workspace {self._name}"
             return attempt.ended(HELD, message=message)
         try:
-            told, status = await self._run()
+            told, status = await self._run(attempt)
             outcome = msgspec.json.decode(told, type=Outcome)
             if outcome.outcome != "settings_error":
                 return outcome
@@ -213,13 +213,15 @@ class Watched:
             snapshot.clear(self._home)
             outcomes.note(self._home, outcome)
 
-    async def _run(self) -> tuple[bytes, int]:
+    async def _run(self, attempt: Attempt) -> tuple[bytes, int]:
         """Runs the refresh's process; gives what it printed, and its status. None outlives this call.
 
+        Its start is a part of the attempt: what is served is as old as that, and no refresh is sooner done.
         Raises TimeoutError where it took too long and was killed, OSError where it could not be started.
         """
         process = await asyncio.create_subprocess_exec(
             *self._command,
+            *map(str, attempt),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             process_group=0,  # so that a terminal's Ctrl-C reaches it by way of this process alone
