@@ -94,6 +94,14 @@ ODD_IDS = (
 )
 
 
+# The longest begin first, lest one process is left with one of them when all others are done.
+LONGEST = ("test_replicas", "test_cli", "test_load_events", "test_load_bad_input")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 class MakeService(Protocol):
     """Makes a service that ends with the test; see Service for what it takes. It is not started."""
 

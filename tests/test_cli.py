@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import pty
 import re
 import signal
 import socket
@@ -152,22 +150,13 @@ def test_load_says_how_many_rows_it_refused(fresh: Workshop) -> None:
 
 def test_load_draws_a_progress_bar_on_a_terminal(fresh: Workshop) -> None:
     fresh.model("SELECT i AS id, md5(i::VARCHAR) AS word FROM range(200000) AS made(i)")
-    screen, terminal = pty.openpty()
-    env = environment() | {"TERM": "xterm-256color", "COLUMNS": "100"}
-    process = subprocess.Popen([*COMMAND, "load"], cwd=fresh.folder, env=env, stdout=subprocess.PIPE, stderr=terminal)
-    os.close(terminal)
-    drawn = b""
-    with contextlib.suppress(OSError):  # the terminal is gone when the process is
-        while piece := os.read(screen, 65_536):
-            drawn += piece
-    os.close(screen)
-    out, _ = process.communicate(timeout=WAIT_SECONDS_MAX)
-    assert process.returncode == 0
-    assert out.startswith(b"shop: published, 200,000 profiles")
-    assert "━".encode() in drawn
-    assert b"records" in drawn
-    assert b"of 200,000" in drawn
-    assert b"stage=" not in drawn
+    ended = fresh.draw("load")
+    assert ended.status == 0
+    assert ended.out.startswith("shop: published, 200,000 profiles")
+    assert "━" in ended.err
+    assert "records" in ended.err
+    assert "of 200,000" in ended.err
+    assert "stage=" not in ended.err
 
 
 def test_one_bad_workspace_does_not_keep_the_others_from_loading(fresh: Workshop) -> None:

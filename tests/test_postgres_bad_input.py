@@ -298,15 +298,15 @@ def test_a_server_that_falls_silent_is_given_up_and_its_query_cancelled(case: Ca
 
 
 def test_a_process_of_the_server_that_hangs_is_given_up(case: Case) -> None:
-    case.model(STALLS, timeout="2s")
+    case.model(STALLS, timeout="5s")
     with contextlib.ExitStack() as stack:
         with meanwhile(when_it_sleeps(case.server, lambda pid: stack.enter_context(case.server.frozen(pid)))):
-            case.fails(SourceError, "^the warehouse has been silent for 2 s$")
+            case.fails(SourceError, "^the warehouse has been silent for 5 s$")
         case.recovers()
 
 
 def test_a_locked_table_is_told_and_the_load_after_that_is_good(case: Case) -> None:
-    case.model(MODEL, timeout="1s")
+    case.model(MODEL, timeout="4s")
     with case.server.holding("LOCK TABLE people IN ACCESS EXCLUSIVE MODE", case.database):
         case.fails(SourceError, "^the model could not be planned: canceling statement due to lock timeout$")
     case.recovers()

@@ -7,7 +7,6 @@ import hashlib
 import http.server
 import json
 import os
-import pty
 import shutil
 import signal
 import socket
@@ -681,17 +680,7 @@ def test_a_watching_pair_follows_each_snapshot_and_says_a_lasting_fault_once(pai
 
 def test_a_copy_draws_a_bar_on_a_terminal(pair: Pair) -> None:
     pair.load("first")
-    screen, terminal = pty.openpty()
-    env = environment() | {"TERM": "xterm-256color", "COLUMNS": "100"}
-    command = [*COMMAND, "replicate", "--to", pair.url]
-    process = subprocess.Popen(command, cwd=pair.source.folder, env=env, stdout=subprocess.PIPE, stderr=terminal)
-    os.close(terminal)
-    drawn = b""
-    with contextlib.suppress(OSError):  # the terminal is gone when the process is
-        while piece := os.read(screen, 65_536):
-            drawn += piece
-    os.close(screen)
-    out, _ = process.communicate(timeout=WAIT_SECONDS_MAX)
-    assert (process.returncode, out.split(b",")[0]) == (0, b"shop: sent")
-    assert "━".encode() in drawn
-    assert b"stage=" not in drawn
+    ended = pair.source.draw("replicate", "--to", pair.url)
+    assert (ended.status, ended.out.split(",")[0]) == (0, "shop: sent")
+    assert "━" in ended.err
+    assert "stage=" not in ended.err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -93,6 +94,22 @@ class Workshop:
             check=False,
         )
         return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    def draw(self, *arguments: str) -> Ended:
+        """As `run`, with a terminal for errors: `err` is what was drawn there."""
+        screen, terminal = pty.openpty()
+        env = environment() | {"TERM": "xterm-256color", "COLUMNS": "100"}
+        process = subprocess.Popen(
+            [*COMMAND, *arguments], cwd=self.folder, env=env, stdout=subprocess.PIPE, stderr=terminal
+        )
+        os.close(terminal)
+        drawn = b""
+        with contextlib.suppress(OSError):  # the terminal is gone when the process is
+            while piece := os.read(screen, 65_536):
+                drawn += piece
+        os.close(screen)
+        out, _ = process.communicate(timeout=WAIT_SECONDS_MAX)
+        return Ended(process.returncode, out.decode(), drawn.decode())
 
     def current(self) -> str | None:
         """What CURRENT holds, without its line end; None where there is no such file."""
