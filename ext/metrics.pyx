@@ -4,6 +4,7 @@ edgeprofile.metrics says which slot holds what; here is only how the right ones 
 """
 
 cimport cython
+from libc.limits cimport INT_MAX
 from libc.stdint cimport UINT64_MAX, uint32_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -40,7 +41,7 @@ cdef class Recorder:
             self.bounds_ns[i] = bounds_ns[i]
         self.bounds_ns[len(bounds_ns)] = UINT64_MAX  # where the search ends, however long a request took
         self.log = log
-        self.logged_from = STATUSES if log is None else log.from_status
+        self.logged_from = INT_MAX if log is None else log.from_status
 
     def record(self, int status, uint64_t started_ns, now_ns=None):
         """Counts a request that began at `started_ns`. `now_ns` is the clock's unless given."""
@@ -51,8 +52,9 @@ cdef class Recorder:
         return status >= self.logged_from
 
     def note(self, int status, uint64_t started_ns, str method not None, bytes request_id not None, str workspace):
-        """Logs a request, of which `request_id` is a sane one."""
-        self.log.put(status, clock_ns() - started_ns, method, request_id, workspace)
+        """Logs a request, of which `request_id` is a sane one, if it is to be logged."""
+        if self.logs(status):
+            self.log.put(status, clock_ns() - started_ns, method, request_id, workspace)
 
     cdef uint64_t record_c(self, int status, uint64_t started_ns) noexcept nogil:
         return self.add(status, started_ns, clock_ns())

@@ -174,7 +174,9 @@ def test_requests_are_logged_by_their_status(
 
 
 def test_a_recorder_without_a_log_logs_nothing(tmp_path: Path) -> None:
-    assert not Recorder(SharedMap(tmp_path / "shared.map"), *slots(Surface.NATIVE)).logs(599)
+    recorder = Recorder(SharedMap(tmp_path / "shared.map"), *slots(Surface.NATIVE))
+    assert not recorder.logs(599)
+    recorder.note(599, 0, "GET", b"a", None)
 
 
 def test_a_request_has_one_line_with_what_is_known_of_it(requests: Requests) -> None:

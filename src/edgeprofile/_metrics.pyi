@@ -29,7 +29,7 @@ class Recorder:
         """Whether requests of this status are to be logged."""
 
     def note(self, status: int, started_ns: int, method: str, request_id: bytes, workspace: str | None) -> None:
-        """Logs a request, of which `request_id` is a sane one. Only for statuses that `logs`."""
+        """Logs a request, of which `request_id` is a sane one, if it is to be logged."""
 
 def clock_ns() -> int:
     """CLOCK_MONOTONIC, which `Recorder.record` takes the start of a request in."""
