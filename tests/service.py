@@ -178,10 +178,12 @@ def exchange(port: int, content: bytes, context: ssl.SSLContext | None = None) -
 # --- the service ---------------------------------------------------------------------------------------------------
 
 
-def free_port() -> int:
+def free_port(besides: int = 0) -> int:
+    """A port that nothing listens on, other than one that is taken already but not listened on yet."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+        port = int(probe.getsockname()[1])
+    return port if port != besides else free_port(besides)
 
 
 class Service:
@@ -205,7 +207,7 @@ class Service:
     ) -> None:
         self.folder = folder
         self.port = free_port()
-        self.admin_port = free_port() if with_admin else 0
+        self.admin_port = free_port(self.port) if with_admin else 0
         self.file = folder / "edgeprofile.toml"
         text = f'data_dir = "state"\n[server]\nport = {self.port}\nadmin_port = {self.admin_port}\n'
         text += f"workers = {workers}\n{server}\n"
