@@ -69,7 +69,7 @@ build: $(VENV)/built ## make dist/*.tar.gz and dist/*.whl
 	@ls dist/*
 
 # In a copy, because sanitized modules load only where the sanitizer's library was loaded first.
-fuzz: $(VENV)/test ## throw damaged records and files at the compiled code, built with AddressSanitizer and UBSan
+fuzz: $(VENV)/test ## throw damaged files and hostile requests at the compiled code, built with AddressSanitizer and UBSan
 	@mkdir -p build/asan
 	@tar -c --exclude='*.so' --exclude=__pycache__ setup.py pyproject.toml README.md LICENSE ext src tests | tar -x -C build/asan
 	@cd build/asan && CC=gcc EDGEPROFILE_SANITIZE=1 python setup.py --quiet build_ext --inplace

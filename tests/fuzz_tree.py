@@ -200,15 +200,15 @@ def push_all(target: Target) -> None:
                 target.attack({page + PAGE.size: offsets, page + PAGE_BYTES - distance: node[:distance]})
 
 
-def edits_of(chance: random.Random, target: Target) -> dict[int, bytes]:
+def edits_of(chance: random.Random, content: bytes, places: list[int]) -> dict[int, bytes]:
     """A few numbers of two, four or eight bytes that are at an edge of something, and bytes of any value."""
-    pages = len(target.content) // PAGE_BYTES
+    pages = len(content) // PAGE_BYTES
     edges = [0, 1, pages - 1, pages, PAGE_BYTES, PAGE_BYTES - NODE_BYTES, 1 << 15, 1 << 16, 1 << 31, 1 << 32, 1 << 63]
     edits = {}
     for _ in range(chance.randint(1, 4)):
         width = chance.choice([1, 2, 4, 8])
         edge = (chance.choice(edges) + chance.randint(-17, 17)) % (1 << 8 * width)
-        at = chance.choice(target.places) // width * width
+        at = chance.choice(places) // width * width
         edits[at] = edge.to_bytes(width, "little") if chance.random() < 0.8 else chance.randbytes(width)
     return edits
 
@@ -223,7 +223,7 @@ def main(seconds: float, seed: int) -> None:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             chance = random.Random(f"{seed}/{rounds}")
-            edits = edits_of(chance, target)
+            edits = edits_of(chance, target.content, target.places)
             size = chance.randrange(len(target.content)) if chance.random() < 0.05 else None
             try:
                 target.attack({at: octets for at, octets in edits.items() if size is None or at + 8 <= size}, size)

@@ -6,7 +6,7 @@ No id, value or key is one.
 
 from __future__ import annotations
 
-import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -84,10 +84,10 @@ class Exposition(Collector):
         if self._expires_at is not None:
             expiry.add_metric([], self._expires_at)
         yield expiry
-        disk = os.statvfs(self._settings.data_dir)
-        yield GaugeMetricFamily(
-            "edgeprofile_disk_free_bytes", "Room for the data folder.", disk.f_bavail * disk.f_frsize
-        )
+        free = GaugeMetricFamily("edgeprofile_disk_free_bytes", "Room where the data folder lies.")
+        with suppress(OSError):
+            free.add_metric([], shutil.disk_usage(self._settings.data_dir).free)
+        yield free
 
     def _requests(self) -> Iterator[Metric]:
         requests = CounterMetricFamily("edgeprofile_requests_total", "Requests answered.", labels=["surface", "status"])
