@@ -249,10 +249,10 @@ export class Latency extends Chart {
   }
 }
 
-/** The least of 1, 2, 5, 10, 20 … that is not below a number. */
+/** The least round number that is not below a number. */
 function ceiling(number) {
   const power = 10 ** Math.floor(Math.log10(number));
-  return [1, 2, 5, 10].find((factor) => factor * power >= number * 0.999) * power;
+  return [1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10].find((factor) => factor * power >= number * 0.999) * power;
 }
 
 function short(number) {

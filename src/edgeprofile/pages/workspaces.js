@@ -1,6 +1,6 @@
 // The workspaces: a list of all, those in need of attention first, and one in full.
 
-import { bytes, clock, count, day, duration, element, moment, sign, write } from "./elements.js";
+import { bytes, count, duration, element, moment, sign, write } from "./elements.js";
 
 /** What a health is called, how grave it is, and what it means; the gravest first. */
 const HEALTHS = {
@@ -263,7 +263,7 @@ class History {
   constructor() {
     this.bars = element("div", { className: "history", role: "group", "aria-label": "The last refreshes, the newest last; arrow keys go through them" });
     this.about = element("p", { className: "about" });
-    this.legend = element("p", { className: "faint totals" });
+    this.legend = element("ul", { className: "legend", "aria-label": "All refreshes there ever were" });
     this.root = element("section", {}, element("h3", { textContent: "Last refreshes" }), this.bars, this.about, this.legend);
     this.bars.addEventListener("pointerover", (event) => this.tell(event.target.closest("button")));
     this.bars.addEventListener("pointerleave", () => this.tell(this.focused()));
@@ -279,9 +279,9 @@ class History {
     const { history } = each;
     this.root.hidden = history.length === 0;
     const version = `${each.workspace} ${history.at(-1)?.finished_at}`;
-    write(this.legend, `Ever: ${Object.entries(each.refreshes).map(([outcome, number]) => `${count(number)} ${named(outcome)}`).join(", ")}`);
     if (this.version === version) return;
     this.version = version;
+    this.legend.replaceChildren(...Object.entries(each.refreshes).map(total));
     const longest = Math.max(...history.map((outcome) => outcome.seconds), 1e-9);
     const wasAt = [...this.bars.children].indexOf(this.focused());
     this.bars.replaceChildren(
@@ -314,8 +314,15 @@ class History {
   }
 }
 
+/** Of an outcome: how many of it there ever were. */
+function total([outcome, number]) {
+  const swatch = element("span", { className: `swatch ${kind(outcome)}` });
+  return element("li", {}, swatch, element("span", { textContent: named(outcome) }), element("b", { textContent: count(number) }));
+}
+
 function line(outcome) {
-  const parts = [`${moment(outcome.finished_at)}: ${named(outcome.outcome)} in ${duration(outcome.seconds)}`];
+  const took = outcome.seconds ? ` in ${duration(outcome.seconds)}` : "";
+  const parts = [`${moment(outcome.finished_at)}: ${named(outcome.outcome)}${took}`];
   if (outcome.outcome in SUCCESSES) {
     parts.push(`${count(outcome.profiles)} profiles`);
     for (const [name, word] of [["events", "events"], ["rejected", "rows left out"], ["evicted", "evicted"], ["changed", "changed"], ["deleted", "deleted"]]) {
