@@ -87,9 +87,10 @@ class Inquiry:
         with contextlib.ExitStack() as held:
             with contextlib.suppress(EdgeprofileError, OSError):
                 workspace = self._gate.grant_of(token).workspace
-                reader = open_current(snapshot.home(self._data_dir, workspace.name))
+                home = snapshot.home(self._data_dir, workspace.name)
+                reader = open_current(home)
                 held.callback(reader.close)
-                live = _live_of(snapshot.folder(snapshot.home(self._data_dir, workspace.name), reader.name))
+                live = _live_of(snapshot.folder(home, reader.name))
                 workspace.store = Store(reader, live, read_schema, read_events_schema)
                 held.callback(setattr, workspace, "store", None)
             yield

@@ -78,7 +78,8 @@ function show(state) {
 
 function offerNamespaces(names) {
   const offered = [...at("namespaces").children].map((option) => option.value);
-  if (offered.join() !== names.join()) at("namespaces").replaceChildren(...names.map((name) => element("option", { value: name })));
+  if (offered.join() === names.join()) return;
+  at("namespaces").replaceChildren(...names.map((name) => element("option", { value: name })));
 }
 
 /** How it is with everything, in a few words; in the tab's title too. */
@@ -87,10 +88,11 @@ function verdict(state) {
   const damaged = state.total.records_damaged;
   document.title = `${found.length ? `(${found.length}) ` : ""}edgeprofile console`;
   if (damaged) return say("bad", `${count(damaged)} requests met a damaged record`);
+  if (!state.workspaces.length) return say("warn", "There are no workspaces");
   if (!found.length) return say("good", "All is well");
   const [word, level] = called(found[0].health);
-  const one = `${found[0].workspace}: ${word}`;
-  return say(level, found.length === 1 ? one : `${count(found.length)} of ${count(state.workspaces.length)} workspaces need attention`);
+  if (found.length === 1) return say(level, `${found[0].workspace}: ${word}`);
+  return say(level, `${count(found.length)} of ${count(state.workspaces.length)} workspaces need attention`);
 }
 
 function say(level, text) {
@@ -100,6 +102,8 @@ function say(level, text) {
   badge.className = `badge ${level}`;
   badge.replaceChildren(sign(level), text);
 }
+
+const pair = (name, text) => element(name, { textContent: text });
 
 function facts(state) {
   const shown = [
@@ -111,13 +115,12 @@ function facts(state) {
   if (state.total.snapshots_refused) shown.push(["Snapshots refused", count(state.total.snapshots_refused), "bad"]);
   if (state.certificate_expires_at !== null) {
     const left = state.certificate_expires_at - state.now;
-    shown.push(["Certificate", left > 0 ? `until ${day(state.certificate_expires_at)}` : "is over", left < CERTIFICATE_SOON_S ? "bad" : ""]);
+    const until = left > 0 ? `until ${day(state.certificate_expires_at)}` : "is over";
+    shown.push(["Certificate", until, left < CERTIFICATE_SOON_S ? "bad" : ""]);
   }
-  at("facts").replaceChildren(
-    ...shown.map(([name, value, level]) =>
-      element("div", { className: level ?? "" }, element("dt", { textContent: name }), element("dd", { textContent: value })),
-    ),
-  );
+  const fact = ([name, value, level]) =>
+    element("div", { className: level ?? "" }, pair("dt", name), pair("dd", value));
+  at("facts").replaceChildren(...shown.map(fact));
 }
 
 /** The last state stays, greyed. */
