@@ -270,7 +270,7 @@ def test_fifty_workspaces_are_chosen_among_by_the_keyboard_alone(browser: Browse
     browser.until(lambda: browser.text("#detail h2") == "market-01", "the next is shown")
     browser.driver.switch_to.active_element.send_keys(Keys.END)
     browser.until(lambda: browser.text("#detail h2") == "x" * 63, "the last is shown")
-    assert browser.run("return decodeURIComponent(location.hash)") == "#" + "x" * 63
+    assert browser.run("return location.hash") == "#" + "x" * 63
     browser.type("#filter", "MARKET-4")
     browser.until(lambda: len([row for row in rows if row.is_displayed()]) == 9, "some are left")
     assert browser.overflow() <= 0

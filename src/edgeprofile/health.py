@@ -17,6 +17,7 @@ from edgeprofile.outcomes import ROLLED_BACK, SUCCESSES, Outcomes
 from edgeprofile.reader import live_profiles
 from edgeprofile.schedule import next_delay_s
 from edgeprofile.settings import Settings
+from edgeprofile.snapshot import Manifest
 
 # By how much a refresh may be later than it should before anybody needs to know.
 LATE_SECONDS = 10.0
@@ -42,11 +43,12 @@ def of_workspace(settings: Settings, name: str) -> tuple[dict[str, object], list
     known = outcomes.read(home)
     watcher = locks.watcher(home)
     cadence_s = settings.workspaces[name].refresh_s
+    staleness_max = known.staleness_max_s(cadence_s)
     is_watched = watcher is not None and watcher.alive
     found: dict[str, object] = {
         "workspace": name,
         "snapshot": None,
-        "staleness_max": known.staleness_max_s(cadence_s),
+        "staleness_max": staleness_max,
         "rolled_back": known.rolled_back,
         "watcher": None if watcher is None else {"pid": watcher.pid, "alive": watcher.alive},
         "loading_since": locks.loading_since(home),
@@ -64,9 +66,10 @@ def of_workspace(settings: Settings, name: str) -> tuple[dict[str, object], list
     elif known.last and known.last[-1].outcome not in SUCCESSES:
         health = FAILING
     try:
-        found |= _published(home, known)
+        manifest = snapshot.current_manifest(home)
+        staleness = max(0.0, time.time() - known.seen_at(manifest))
+        found |= {"staleness": staleness} | _published(home, manifest)
         # Who loads by hand or from cron knows how often.
-        staleness, staleness_max = float(str(found["staleness"])), known.staleness_max_s(cadence_s)
         if watcher is not None and staleness > staleness_max + LATE_SECONDS:
             # What somebody chose to have older is so on purpose.
             health = health if known.rolled_back else STALE
@@ -88,14 +91,11 @@ def next_refresh_at(known: Outcomes, cadence_s: float) -> float | None:
     return last.finished_at + next_delay_s(cadence_s, last.seconds, len(list(failed)), share=0.0)
 
 
-def _published(home: Path, known: Outcomes) -> dict[str, object]:
-    """Of what is published now. Raises NoSnapshot, SnapshotDamaged or FormatUnsupported, LiveDamaged."""
-    manifest = snapshot.current_manifest(home)
-    now = time.time()
+def _published(home: Path, manifest: Manifest) -> dict[str, object]:
+    """Of the snapshot that is published. Raises LiveDamaged."""
     return {
         "snapshot": manifest.name,
-        "age": max(0.0, now - manifest.finished_at),
-        "staleness": max(0.0, now - known.seen_at(manifest)),
+        "age": max(0.0, time.time() - manifest.finished_at),
         "profiles": manifest.profiles,
         "identifiers": manifest.identifiers,
         "rejected": manifest.rejected,

@@ -8,6 +8,7 @@ what these do already.
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,9 +41,10 @@ class Answered(NamedTuple):
 
 
 class Inquiry:
-    """Asks the native API, in this process. One request at a time."""
+    """Asks the native API, in this process. One request at a time, whoever asks: each opens and closes a snapshot."""
 
     def __init__(self, settings: Settings, shared: SharedMap) -> None:
+        self._asking = threading.Lock()
         self._data_dir = settings.data_dir
         workspaces = {name: Workspace(name, limited_slot(number)) for number, name in enumerate(settings.workspaces)}
         self._gate = Gate(shared, verify=lambda token: self._keys.verify(token), limited=limited)
@@ -60,7 +62,6 @@ class Inquiry:
 
     def ask(self, path: bytes, query: bytes, authorizations: list[str]) -> Answered:
         """What a GET of this native path is answered, with these headers by which the caller says who is asking."""
-        self._keys.poll()
         headers = [(b"authorization", value.encode("latin-1")) for value in authorizations]
         token = headers[0][1].partition(b" ")[2] if headers else b""
         messages: list[dict[str, Any]] = []
@@ -72,7 +73,7 @@ class Inquiry:
             "query_string": query,
             "headers": headers,
         }
-        with self._opened(token):
+        with self._asking, self._opened(token):
             began = time.perf_counter()
             self._front.answer_now(scope, _nobody, messages.append)
             seconds = time.perf_counter() - began
@@ -82,12 +83,14 @@ class Inquiry:
     @contextlib.contextmanager
     def _opened(self, token: bytes) -> Iterator[None]:
         """Has the workspace of a good key serve what is published. What is wrong, the answer says."""
+        self._keys.poll()
         with contextlib.ExitStack() as held:
             with contextlib.suppress(EdgeprofileError, OSError):
                 workspace = self._gate.grant_of(token).workspace
-                reader = open_current(snapshot.home(self._data_dir, workspace.name))
+                home = snapshot.home(self._data_dir, workspace.name)
+                reader = open_current(home)
                 held.callback(reader.close)
-                live = _live_of(snapshot.folder(snapshot.home(self._data_dir, workspace.name), reader.name))
+                live = _live_of(snapshot.folder(home, reader.name))
                 workspace.store = Store(reader, live, read_schema, read_events_schema)
                 held.callback(setattr, workspace, "store", None)
             yield

@@ -77,7 +77,6 @@ _wanted = msgspec.json.Decoder(Wanted)
 def routes(overview: Overview, inquiry: Inquiry, admin_host: str) -> list[Route]:
     """The console's routes. `admin_host` is the name or address that the admin listener was given."""
     names = {"localhost", socket.gethostname().lower(), admin_host.lower()}
-    looking = asyncio.Lock()
 
     async def home(request: Request) -> Response:
         # Relative, as all addresses in the page are, so that a proxy may serve it under a path of its own.
@@ -85,17 +84,14 @@ def routes(overview: Overview, inquiry: Inquiry, admin_host: str) -> list[Route]
 
     async def state(request: Request) -> Response:
         given = request.query_params
-        return Response(
-            overview.state(given.get("workspace"), _number(given.get("after"))), media_type="application/json"
-        )
+        content = overview.state(given.get("workspace"), _number(given.get("after")))
+        return Response(content, media_type="application/json")
 
     async def lookup(request: Request) -> Response:
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise UnsupportedMediaType("A lookup is application/json.")
         wanted = _wanted_of(await _body(request))
-        # One at a time: nobody looks up by hand what would have to be fast.
-        async with looking:
-            answered = await asyncio.to_thread(inquiry.ask, *_native(wanted), request.headers.getlist("authorization"))
+        answered = await asyncio.to_thread(inquiry.ask, *_native(wanted), request.headers.getlist("authorization"))
         headers = {name.decode(): value.decode() for name, value in answered.headers}
         headers["server-timing"] = f"lookup;dur={answered.seconds * 1e3:.4f}"
         return Response(answered.body, answered.status, headers)
@@ -140,19 +136,23 @@ def _check(request: Request, names: set[str]) -> None:
     hosts = request.headers.getlist("host")
     if len(hosts) != 1 or not _is_ours(hosts[0], names):
         raise Forbidden(HOSTS)
-    is_opened = request.url.path == PATH and request.headers.get("sec-fetch-mode") == "navigate"
-    if not is_opened and request.headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        raise Forbidden("The console is for its own page alone.")
-    origin = request.headers.get("origin")
-    if origin is not None and origin.partition("://")[2].lower() != hosts[0].lower():
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if request.scope["path"] == PATH and request.headers.get("sec-fetch-mode") == "navigate":
+        return  # somebody followed a link
+    # Browsers say the first to addresses that they trust, by https or on their own machine; the second is older.
+    own = origin in (None, f"http://{hosts[0]}") if site is None else site in ("same-origin", "none")
+    if not own:
         raise Forbidden("The console is for its own page alone.")
 
 
 def _is_ours(host: str, names: set[str]) -> bool:
+    """Whether a Host is an address or one of these names, with a port or without."""
     name = host.lower().rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host.lower()
-    with contextlib.suppress(ValueError):
-        return bool(ipaddress.ip_address(name.strip("[]")))
-    return name in names
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return name in names
+    return True
 
 
 def _number(text: str | None) -> float:

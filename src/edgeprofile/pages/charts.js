@@ -41,7 +41,8 @@ class Chart {
   point(event) {
     const x = event.clientX - this.picture.getBoundingClientRect().left - MARGIN.left;
     const at = this.now - this.span + (x / this.inner) * this.span;
-    this.choose(this.stretches.find((stretch) => at > stretch.at - stretch.seconds - GAP_S && at <= stretch.at) ?? null);
+    const covers = (stretch) => at > stretch.at - stretch.seconds - GAP_S && at <= stretch.at;
+    this.choose(this.stretches.find(covers) ?? null);
   }
 
   press(event) {
@@ -78,7 +79,8 @@ class Chart {
     const read = this.chosen ?? this.stretches.at(-1);
     write(this.when, this.chosen ? clock(this.chosen.at) : "now");
     this.picture.setAttribute("width", width);
-    this.picture.setAttribute("aria-label", `${this.title}, the last minutes. Now: ${read ? this.told(read) : "nothing"}`);
+    const told = read ? this.told(read) : "nothing";
+    this.picture.setAttribute("aria-label", `${this.title}, the last minutes. Now: ${told}`);
     const minutes = this.span / 60;
     const axis = [`${minutes} min ago`, `${minutes / 2} min`, "now"].map((text, at) => {
       const anchor = ["start", "middle", "end"][at];
@@ -117,10 +119,16 @@ class Chart {
 
   /** The upper edge of a run, from left to right, as a stair. */
   stair(run, y) {
-    return run.map((stretch, at) => {
+    return run.flatMap((stretch, at) => {
       const left = at ? run[at - 1].at : stretch.at - stretch.seconds;
-      return `${this.x(left).toFixed(1)} ${y(stretch).toFixed(1)}L${this.x(stretch.at).toFixed(1)} ${y(stretch).toFixed(1)}`;
+      return [left, stretch.at].map((end) => `${this.x(end).toFixed(1)} ${y(stretch).toFixed(1)}`);
     });
+  }
+
+  /** What lies between two edges, of each run. */
+  between(runs, upper, lower) {
+    const outlines = runs.map((run) => [...this.stair(run, upper), ...this.stair(run, lower).reverse()]);
+    return outlines.map((points) => `M${points.join("L")}Z`).join("");
   }
 }
 
@@ -168,12 +176,9 @@ export class Stack extends Chart {
     const areas = this.present().map(([name]) => {
       const under = new Map(below);
       for (const stretch of this.stretches) below.set(stretch, below.get(stretch) + this.per(stretch, name));
-      const outlines = this.runs(() => true).map((run) => {
-        const upper = this.stair(run, (stretch) => y(below.get(stretch)));
-        const lower = this.stair(run, (stretch) => y(under.get(stretch))).flatMap((step) => step.split("L")).reverse();
-        return `M${upper.join("L")}L${lower.join("L")}Z`;
-      });
-      return drawn("path", { d: outlines.join(""), class: `area ${this.prefix}-${name}` });
+      const [upper, lower] = [below, under].map((sums) => (stretch) => y(sums.get(stretch)));
+      const d = this.between(this.runs(() => true), upper, lower);
+      return drawn("path", { d, class: `area ${this.prefix}-${name}` });
     });
     return [...grid, ...areas];
   }
@@ -200,11 +205,13 @@ export class Latency extends Chart {
   }
 
   draw() {
-    const seen = this.surfaces.filter(([name]) => name === "native" || this.stretches.some((each) => each.surfaces[name]));
+    const isSeen = (name) => name === "native" || this.stretches.some((each) => each.surfaces[name]);
+    const seen = this.surfaces.filter(([name]) => isSeen(name));
     const offered = seen.map(([name]) => name).join();
     if (this.offered !== offered) {
       this.offered = offered;
-      this.chooser.replaceChildren(...seen.map(([name, label]) => element("option", { value: name, textContent: label })));
+      const options = seen.map(([name, label]) => element("option", { value: name, textContent: label }));
+      this.chooser.replaceChildren(...options);
       this.chooser.value = seen.some(([name]) => name === this.surface) ? this.surface : "native";
     }
     this.surface = this.chooser.value;
@@ -217,26 +224,23 @@ export class Latency extends Chart {
   }
 
   content() {
-    const known = this.stretches.filter((stretch) => stretch.surfaces[this.surface]);
-    const times = known.flatMap((stretch) => stretch.surfaces[this.surface].slice(1));
-    let low = Math.floor(Math.log10(Math.min(1e-4, ...times.filter((time) => time > 0))));
-    let high = Math.ceil(Math.log10(Math.max(1e-3, ...times)));
-    low = Math.max(low, -6);
-    high = Math.max(high, low + 2);
-    const y = (time) => this.bottom - ((Math.log10(Math.max(time, 10 ** low)) - low) / (high - low)) * (this.bottom - MARGIN.top);
+    const has = (stretch) => stretch.surfaces[this.surface];
+    const times = this.stretches.filter(has).flatMap((stretch) => has(stretch).slice(1));
+    const low = Math.max(-6, Math.floor(Math.log10(Math.min(1e-4, ...times.filter(Boolean)))));
+    const high = Math.max(low + 2, Math.ceil(Math.log10(Math.max(1e-3, ...times))));
+    const share = (time) => (Math.log10(Math.max(time, 10 ** low)) - low) / (high - low);
+    const y = (time) => this.bottom - share(time) * (this.bottom - MARGIN.top);
     const grid = [];
     for (let power = low; power <= high; power += 1) grid.push(...this.gridline(y(10 ** power), latency(10 ** power)));
-    const runs = this.runs((stretch) => stretch.surfaces[this.surface]);
-    const lines = [1, 2].map((which) => {
-      const outlines = runs.map((run) => `M${this.stair(run, (stretch) => y(stretch.surfaces[this.surface][which])).join("L")}`);
-      return drawn("path", { d: outlines.join(""), class: `line p${which}` });
-    });
-    const band = runs.map((run) => {
-      const upper = this.stair(run, (stretch) => y(stretch.surfaces[this.surface][2]));
-      const lower = this.stair(run, (stretch) => y(stretch.surfaces[this.surface][1])).flatMap((step) => step.split("L")).reverse();
-      return `M${upper.join("L")}L${lower.join("L")}Z`;
-    });
-    return [...grid, drawn("path", { d: band.join(""), class: "band" }), ...lines];
+    const [half, most] = [1, 2].map((which) => (stretch) => y(has(stretch)[which]));
+    const runs = this.runs(has);
+    const line = (edge) => runs.map((run) => `M${this.stair(run, edge).join("L")}`).join("");
+    return [
+      ...grid,
+      drawn("path", { d: this.between(runs, most, half), class: "band" }),
+      drawn("path", { d: line(half), class: "line p1" }),
+      drawn("path", { d: line(most), class: "line p2" }),
+    ];
   }
 
   entries(read) {
@@ -249,10 +253,10 @@ export class Latency extends Chart {
   }
 }
 
-/** The least of 1, 2, 5, 10, 20 … that is not below a number. */
+/** The least round number that is not below a number. */
 function ceiling(number) {
   const power = 10 ** Math.floor(Math.log10(number));
-  return [1, 2, 5, 10].find((factor) => factor * power >= number * 0.999) * power;
+  return [1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10].find((factor) => factor * power >= number * 0.999) * power;
 }
 
 function short(number) {

@@ -44,17 +44,17 @@ const detail = new Detail(at("detail"));
 startLookup(at("lookup"), at("outcome"), at("body"));
 
 let stretches = [];
-let selected = decodeURIComponent(location.hash.slice(1)) || null;
+let selected = location.hash.slice(1) || null;
 let answeredAt = null;
 
 function choose(name) {
   selected = name;
-  history.replaceState(null, "", `#${encodeURIComponent(name)}`);
+  history.replaceState(null, "", `#${name}`);
   poll();
 }
 
 window.addEventListener("hashchange", () => {
-  selected = decodeURIComponent(location.hash.slice(1)) || null;
+  selected = location.hash.slice(1) || null;
   poll();
 });
 
@@ -63,6 +63,7 @@ function show(state) {
   at("silence").hidden = true;
   at("shown").classList.remove("old");
   const last = stretches.at(-1)?.at ?? 0;
+  if (state.now < last) stretches = []; // the clock was set back
   stretches = [...stretches, ...state.timeline.filter((stretch) => stretch.at > last)].slice(-STRETCHES_MAX);
   for (const chart of charts) chart.show(stretches, state.now);
   selected = state.workspace?.workspace ?? null;
@@ -77,7 +78,8 @@ function show(state) {
 
 function offerNamespaces(names) {
   const offered = [...at("namespaces").children].map((option) => option.value);
-  if (offered.join() !== names.join()) at("namespaces").replaceChildren(...names.map((name) => element("option", { value: name })));
+  if (offered.join() === names.join()) return;
+  at("namespaces").replaceChildren(...names.map((name) => element("option", { value: name })));
 }
 
 /** How it is with everything, in a few words; in the tab's title too. */
@@ -86,10 +88,11 @@ function verdict(state) {
   const damaged = state.total.records_damaged;
   document.title = `${found.length ? `(${found.length}) ` : ""}edgeprofile console`;
   if (damaged) return say("bad", `${count(damaged)} requests met a damaged record`);
+  if (!state.workspaces.length) return say("warn", "There are no workspaces");
   if (!found.length) return say("good", "All is well");
   const [word, level] = called(found[0].health);
-  const one = `${found[0].workspace}: ${word}`;
-  return say(level, found.length === 1 ? one : `${count(found.length)} of ${count(state.workspaces.length)} workspaces need attention`);
+  if (found.length === 1) return say(level, `${found[0].workspace}: ${word}`);
+  return say(level, `${count(found.length)} of ${count(state.workspaces.length)} workspaces need attention`);
 }
 
 function say(level, text) {
@@ -99,6 +102,8 @@ function say(level, text) {
   badge.className = `badge ${level}`;
   badge.replaceChildren(sign(level), text);
 }
+
+const pair = (name, text) => element(name, { textContent: text });
 
 function facts(state) {
   const shown = [
@@ -110,19 +115,18 @@ function facts(state) {
   if (state.total.snapshots_refused) shown.push(["Snapshots refused", count(state.total.snapshots_refused), "bad"]);
   if (state.certificate_expires_at !== null) {
     const left = state.certificate_expires_at - state.now;
-    shown.push(["Certificate", left > 0 ? `until ${day(state.certificate_expires_at)}` : "is over", left < CERTIFICATE_SOON_S ? "bad" : ""]);
+    const until = left > 0 ? `until ${day(state.certificate_expires_at)}` : "is over";
+    shown.push(["Certificate", until, left < CERTIFICATE_SOON_S ? "bad" : ""]);
   }
-  at("facts").replaceChildren(
-    ...shown.map(([name, value, level]) =>
-      element("div", { className: level ?? "" }, element("dt", { textContent: name }), element("dd", { textContent: value })),
-    ),
-  );
+  const fact = ([name, value, level]) =>
+    element("div", { className: level ?? "" }, pair("dt", name), pair("dd", value));
+  at("facts").replaceChildren(...shown.map(fact));
 }
 
 /** The last state stays, greyed. */
 function showSilence() {
   const since = answeredAt === null ? "" : ` What is shown is of ${clock(answeredAt)}.`;
-  write(at("silence"), `The service does not answer.${since} Trying again.`);
+  write(at("silence"), `The admin listener does not answer: it is down, or all of the service.${since} Trying again.`);
   at("silence").hidden = false;
   at("shown").classList.add("old");
   say("bad", "No answer");
@@ -137,21 +141,28 @@ let asking = null;
 async function poll() {
   clearTimeout(timer);
   asking?.abort();
-  if (document.hidden) return;
-  const mine = new AbortController();
-  asking = mine;
+  asking = document.hidden ? null : new AbortController();
+  const mine = asking;
+  if (!mine) return;
+  const state = await ask(mine.signal);
+  // Another was asked since, or nobody looks any more.
+  if (asking !== mine) return;
+  timer = setTimeout(poll, INTERVAL_MS);
+  if (state) show(state);
+  else showSilence();
+}
+
+/** The state, or null where there is none to be had. */
+async function ask(signal) {
   const asked = new URLSearchParams({ after: String(stretches.at(-1)?.at ?? 0) });
   if (selected !== null) asked.set("workspace", selected);
   try {
-    const signal = AbortSignal.any([mine.signal, AbortSignal.timeout(ANSWER_MS_MAX)]);
-    const answer = await fetch(`console/state?${asked}`, { signal, cache: "no-store", credentials: "omit" });
-    if (!answer.ok) throw new Error(`${answer.status}`);
-    const state = await answer.json();
-    if (asking === mine) show(state);
+    const until = AbortSignal.any([signal, AbortSignal.timeout(ANSWER_MS_MAX)]);
+    const answer = await fetch(`console/state?${asked}`, { signal: until, cache: "no-store", credentials: "omit" });
+    return answer.ok ? await answer.json() : null;
   } catch {
-    if (asking === mine) showSilence();
+    return null;
   }
-  if (asking === mine) timer = setTimeout(poll, INTERVAL_MS);
 }
 
 document.addEventListener("visibilitychange", poll);

@@ -26,27 +26,26 @@ export function write(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
+const DISC = "M0 8a8 8 0 0 1 16 0a8 8 0 0 1-16 0z";
+/** By level, the outline and what is in it. */
 const SIGNS = {
-  good: "M3.5 8.5l3 3 6-7",
-  none: "M4 8h8",
-  warn: "M8 3.5v5.5M8 11.7v.8",
-  bad: "M4.5 4.5l7 7M11.5 4.5l-7 7",
+  good: [DISC, "M4 8.5l2.7 2.7 5-5.9"],
+  none: [DISC, "M4 8h8"],
+  warn: ["M8 .8L15.6 14.6H.4z", "M8 5.5v4M8 12.2v.3"],
+  bad: ["M1 1h14v14H1z", "M5 5l6 6M11 5l-6 6"],
 };
 
 /** The sign of a level, which differs from the others in shape as well as in colour. */
 export function sign(level) {
-  const outline =
-    level === "warn"
-      ? drawn("path", { d: "M8 .8L15.6 14.6H.4z", class: "outline" })
-      : drawn(level === "bad" ? "rect" : "circle", level === "bad" ? { width: 16, height: 16, rx: 3, class: "outline" } : { cx: 8, cy: 8, r: 8, class: "outline" });
-  const mark = drawn("path", { d: SIGNS[level], class: "mark" });
+  const [outline, mark] = SIGNS[level].map((d, at) => drawn("path", { d, class: at ? "mark" : "outline" }));
   return drawn("svg", { viewBox: "0 0 16 16", class: `sign ${level}`, "aria-hidden": "true" }, outline, mark);
 }
 
 // --- figures ---------------------------------------------------------------------------------------------------------
 
 const whole = new Intl.NumberFormat("en");
-const clockTime = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+const time = { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" };
+const clockTime = new Intl.DateTimeFormat(undefined, time);
 const clockDay = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", year: "numeric" });
 
 export const count = (number) => whole.format(number);

@@ -37,7 +37,7 @@ export function startLookup(form, outcome, body) {
       show(outcome, body, answer, await answer.text());
     } catch {
       outcome.className = "outcome bad";
-      write(outcome, "The service does not answer.");
+      write(outcome, "The admin listener does not answer.");
       body.hidden = true;
     }
   });

@@ -1,6 +1,6 @@
 // The workspaces: a list of all, those in need of attention first, and one in full.
 
-import { bytes, clock, count, day, duration, element, moment, sign, write } from "./elements.js";
+import { bytes, count, duration, element, moment, sign, write } from "./elements.js";
 
 /** What a health is called, how grave it is, and what it means; the gravest first. */
 const HEALTHS = {
@@ -8,12 +8,11 @@ const HEALTHS = {
   stale: ["Stale", "bad", "What is served is older than it should ever be."],
   empty: ["Nothing published", "warn", "Nothing is published yet: lookups are answered 503. Run edgeprofile load."],
   failing: ["Refresh failed", "warn", "The last refresh failed. What was published before is served on."],
-  rolled_back: ["Rolled back", "warn", "Somebody chose an older snapshot. It stays until somebody runs edgeprofile load."],
-  unwatched: ["Nobody watches", "none", "No watcher runs: it is as fresh as whoever loads it by hand or from cron keeps it."],
+  rolled_back: ["Rolled back", "warn", "Somebody chose an older snapshot. It stays until edgeprofile load is run."],
+  unwatched: ["Nobody watches", "none", "No watcher runs: it is as fresh as loads by hand or from cron keep it."],
   ok: ["Fresh", "good", "Refreshes succeed, and what is served is as fresh as it should be."],
 };
 const SUCCESSES = { published: "published", delta: "delta", unchanged: "unchanged" };
-const NAMES = { rolled_back: "rolled back" };
 const FILTER_FROM = 9;
 
 /** The workspaces that need attention, the gravest first. */
@@ -26,7 +25,7 @@ function sorted(workspaces) {
   return workspaces.toSorted((a, b) => place(a) - place(b) || (a.workspace < b.workspace ? -1 : 1));
 }
 
-const named = (outcome) => NAMES[outcome] ?? outcome.replaceAll("_", " ");
+const named = (outcome) => outcome.replaceAll("_", " ");
 /** Of an outcome: what it is drawn in. */
 const kind = (outcome) => SUCCESSES[outcome] ?? (outcome === "rolled_back" ? "back" : "failed");
 
@@ -95,8 +94,11 @@ class Row {
     this.strip = element("span", { className: "ticks", "aria-hidden": "true" });
     this.health = element("span", { className: "unseen" });
     this.age = element("span", { className: "age" });
+    this.profiles = element("span", { className: "faint" });
+    this.meter = new Meter();
     const title = element("span", { className: "name", textContent: name, title: name });
-    this.root = element("li", { role: "option" }, this.sign, title, this.health, this.strip, this.age);
+    const shown = [this.sign, title, this.health, this.age, this.profiles, this.strip, this.meter.root];
+    this.root = element("li", { role: "option" }, ...shown);
     this.root.dataset.name = name;
   }
 
@@ -106,12 +108,33 @@ class Row {
     if (this.level !== level) this.sign.replaceChildren(sign(level));
     this.level = level;
     write(this.health, `, ${label}, `);
-    write(this.age, each.staleness == null ? "–" : duration(each.staleness));
+    write(this.age, each.staleness == null ? "" : duration(each.staleness));
+    write(this.profiles, each.profiles == null ? label : `${count(each.profiles)} profiles`);
+    this.meter.show(each);
     const last = each.last.join();
     if (this.last !== last) {
       this.strip.replaceChildren(...each.last.map((outcome) => element("i", { className: kind(outcome) })));
     }
     this.last = last;
+  }
+}
+
+/** How old what is served is, against how old it may get, where anybody is to keep it fresh. */
+class Meter {
+  constructor() {
+    this.fill = element("i");
+    this.mark = element("b");
+    this.root = element("span", { className: "meter" }, this.fill, this.mark);
+  }
+
+  show(each) {
+    this.root.hidden = each.staleness == null;
+    if (this.root.hidden) return;
+    this.span = Math.max(each.staleness, each.staleness_max) * 1.05;
+    this.fill.style.width = `${(each.staleness / this.span) * 100}%`;
+    this.mark.style.left = `${(each.staleness_max / this.span) * 100}%`;
+    this.mark.hidden = each.health === "unwatched";
+    this.root.className = `meter ${{ stale: "bad", unwatched: "none" }[each.health] ?? "good"}`;
   }
 }
 
@@ -173,36 +196,31 @@ function failureOf(each) {
 }
 
 function told(each, now) {
+  const built = `built ${duration(each.age)} ago (${moment(now - each.age)})`;
   const forced = each.forced ? ", forced past the guards" : "";
-  return `Snapshot ${each.snapshot}, built ${duration(each.age)} ago (${moment(now - each.age)}), ${bytes(each.file_bytes)}${forced}`;
+  return `Snapshot ${each.snapshot}, ${built}, ${bytes(each.file_bytes)}${forced}`;
 }
 
-/** How old what is served is, against how old it may get; and when the next refresh is due. */
+/** How old what is served is, and when the next refresh is due. */
 class Freshness {
   constructor() {
     this.text = element("p");
-    this.fill = element("i");
-    this.mark = element("b");
-    this.meter = element("div", { className: "meter", role: "meter", "aria-label": "Staleness", "aria-valuemin": "0" }, this.fill, this.mark);
+    this.meter = new Meter();
+    this.meter.root.setAttribute("role", "meter");
+    this.meter.root.setAttribute("aria-label", "Staleness");
     this.next = element("p", { className: "faint" });
-    this.root = element("div", { className: "freshness" }, this.text, this.meter, this.next);
+    this.root = element("div", { className: "freshness" }, this.text, this.meter.root, this.next);
   }
 
   show(each, now) {
-    const isKnown = each.staleness !== undefined;
-    const isWatched = each.watcher !== null;
-    this.text.hidden = this.meter.hidden = !isKnown;
-    if (isKnown) {
-      const most = isWatched ? ` of at most ${duration(each.staleness_max)}` : "";
+    this.meter.show(each);
+    this.text.hidden = this.meter.root.hidden;
+    if (!this.text.hidden) {
+      const most = each.health === "unwatched" ? "" : ` of at most ${duration(each.staleness_max)}`;
       write(this.text, `${duration(each.staleness)}${most} since the warehouse was seen to hold what is served`);
-      const span = Math.max(each.staleness, each.staleness_max) * 1.05;
-      this.fill.style.width = `${(each.staleness / span) * 100}%`;
-      this.mark.style.left = `${(each.staleness_max / span) * 100}%`;
-      this.mark.hidden = !isWatched;
-      this.meter.className = `meter ${each.health === "stale" ? "bad" : isWatched ? "good" : "none"}`;
-      this.meter.setAttribute("aria-valuemax", span.toFixed(1));
-      this.meter.setAttribute("aria-valuenow", each.staleness.toFixed(1));
-      this.meter.setAttribute("aria-valuetext", this.text.textContent);
+      const figures = { valuemin: "0", valuemax: this.meter.span.toFixed(1), valuenow: each.staleness.toFixed(1) };
+      for (const [name, value] of Object.entries(figures)) this.meter.root.setAttribute(`aria-${name}`, value);
+      this.meter.root.setAttribute("aria-valuetext", this.text.textContent);
     }
     this.next.classList.toggle("running", each.loading_since !== null);
     write(this.next, this.nextOf(each, now));
@@ -211,7 +229,8 @@ class Freshness {
   nextOf(each, now) {
     if (each.loading_since !== null) return `Being loaded for ${duration(Math.max(0, now - each.loading_since))}`;
     if (each.rolled_back) return "No refresh until somebody runs edgeprofile load";
-    if (each.next_refresh_at === null) return each.watcher?.alive ? "The first refresh is due" : "No refresh is planned";
+    if (!each.watcher?.alive) return "No refresh is planned";
+    if (each.next_refresh_at === null) return "The first refresh is due";
     const left = each.next_refresh_at - now;
     return left > 0 ? `Next refresh within ${duration(left)}` : "The next refresh is due";
   }
@@ -227,7 +246,8 @@ function figures(root, each) {
     ["Requests over their limit", each.limited],
   ];
   if (root.childElementCount !== shown.length) {
-    root.replaceChildren(...shown.map(([name]) => element("div", {}, element("dt", { textContent: name }), element("dd"))));
+    const pair = ([name]) => element("div", {}, element("dt", { textContent: name }), element("dd"));
+    root.replaceChildren(...shown.map(pair));
   }
   shown.forEach(([, number], at) => write(root.children[at].lastChild, number == null ? "–" : count(number)));
 }
@@ -251,8 +271,8 @@ class Rejects {
       ...rows.map(([model, reason, number]) => {
         const bar = element("i");
         bar.style.width = `${(number / most) * 100}%`;
-        const label = `${reason.replaceAll("_", " ")}${model === "events" ? " (events)" : ""}`;
-        return element("li", {}, element("span", { textContent: label }), element("b", { textContent: count(number) }), bar);
+        const label = element("span", { textContent: named(reason) + (model === "events" ? " (events)" : "") });
+        return element("li", {}, label, element("b", { textContent: count(number) }), bar);
       }),
     );
   }
@@ -261,10 +281,12 @@ class Rejects {
 /** The last refreshes, a bar each: its height how long it took, its colour what came of it. */
 class History {
   constructor() {
-    this.bars = element("div", { className: "history", role: "group", "aria-label": "The last refreshes, the newest last; arrow keys go through them" });
+    const label = "The last refreshes, the newest last; arrow keys go through them";
+    this.bars = element("div", { className: "history", role: "group", "aria-label": label });
     this.about = element("p", { className: "about" });
-    this.legend = element("p", { className: "faint totals" });
-    this.root = element("section", {}, element("h3", { textContent: "Last refreshes" }), this.bars, this.about, this.legend);
+    this.legend = element("ul", { className: "legend", "aria-label": "All refreshes there ever were" });
+    const title = element("h3", { textContent: "Last refreshes" });
+    this.root = element("section", {}, title, this.bars, this.about, this.legend);
     this.bars.addEventListener("pointerover", (event) => this.tell(event.target.closest("button")));
     this.bars.addEventListener("pointerleave", () => this.tell(this.focused()));
     this.bars.addEventListener("focusin", (event) => this.tell(event.target));
@@ -279,14 +301,15 @@ class History {
     const { history } = each;
     this.root.hidden = history.length === 0;
     const version = `${each.workspace} ${history.at(-1)?.finished_at}`;
-    write(this.legend, `Ever: ${Object.entries(each.refreshes).map(([outcome, number]) => `${count(number)} ${named(outcome)}`).join(", ")}`);
     if (this.version === version) return;
     this.version = version;
+    this.legend.replaceChildren(...Object.entries(each.refreshes).map(total));
     const longest = Math.max(...history.map((outcome) => outcome.seconds), 1e-9);
     const wasAt = [...this.bars.children].indexOf(this.focused());
     this.bars.replaceChildren(
       ...history.map((outcome, at) => {
-        const bar = element("button", { type: "button", className: kind(outcome.outcome), "aria-label": line(outcome) });
+        const bar = element("button", { type: "button", className: kind(outcome.outcome) });
+        bar.setAttribute("aria-label", line(outcome));
         // By the root, so that one that took long does not make all others look alike.
         bar.style.setProperty("--height", Math.sqrt(outcome.seconds / longest).toFixed(3));
         bar.tabIndex = at === history.length - 1 ? 0 : -1;
@@ -314,12 +337,20 @@ class History {
   }
 }
 
+/** Of an outcome: how many of it there ever were. */
+function total([outcome, number]) {
+  const swatch = element("span", { className: `swatch ${kind(outcome)}` });
+  const name = element("span", { textContent: named(outcome) });
+  return element("li", {}, swatch, name, element("b", { textContent: count(number) }));
+}
+
 function line(outcome) {
-  const parts = [`${moment(outcome.finished_at)}: ${named(outcome.outcome)} in ${duration(outcome.seconds)}`];
+  const took = outcome.seconds ? ` in ${duration(outcome.seconds)}` : "";
+  const parts = [`${moment(outcome.finished_at)}: ${named(outcome.outcome)}${took}`];
   if (outcome.outcome in SUCCESSES) {
     parts.push(`${count(outcome.profiles)} profiles`);
-    for (const [name, word] of [["events", "events"], ["rejected", "rows left out"], ["evicted", "evicted"], ["changed", "changed"], ["deleted", "deleted"]]) {
-      if (outcome[name]) parts.push(`${count(outcome[name])} ${word}`);
+    for (const name of ["events", "rejected", "evicted", "changed", "deleted"]) {
+      if (outcome[name]) parts.push(`${count(outcome[name])} ${name === "rejected" ? "rows left out" : name}`);
     }
   }
   return parts.join(", ") + (outcome.message ? `: ${outcome.message}` : "");
