@@ -24,7 +24,7 @@ CYTHON := $(wildcard ext/*.pyx ext/*.pxd src/edgeprofile/*.pxd)
 COMPILED := $(patsubst ext/%.pyx,edgeprofile._%,$(wildcard ext/*.pyx))
 BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
 
-.PHONY: help run test lint bench build fuzz scan lock clean
+.PHONY: help run test lint bench build fuzz probe scan lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -59,6 +59,9 @@ fuzz: $(VENV)/test ## throw damaged records and files at the compiled code, buil
 	@cd build/asan && CC=gcc EDGEPROFILE_SANITIZE=1 python setup.py --quiet build_ext --inplace
 	@cd build/asan && export ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=src PYTHONMALLOC=malloc; for program in tests/fuzz_*.py; \
 		do LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" python $$program $(ARGS); done
+
+probe: $(VENV)/test $(VENV)/built ## have Schemathesis ask a sample shop all that its API allows and forbids (ARGS="--max-time 600")
+	@python tests/probe.py $(ARGS)
 
 # In an environment of its own: sslyze wants an older version of what the service itself wants.
 scan: $(VENV)/test $(VENV)/built ## have sslyze look at the service's TLS
