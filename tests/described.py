@@ -28,11 +28,13 @@ class Asked(NamedTuple):
 
     @property
     def examples(self) -> list[str]:
-        """Their names; one that is none where all there is to say is said by the path."""
+        """Their names."""
         parts = [*self.described.get("parameters", []), *self.contents(self.described.get("requestBody", {}))]
-        parts += [media for status in self.described["responses"] for media in self.contents(self.answer(status))]
-        own = [name for part in parts for name in part.get("examples", {}) if name[:1].islower() or " " in name]
-        return list(dict.fromkeys(own)) or [""]
+        parts += [media for status in self.described["responses"] if status < "300" for media in self.told(status)]
+        return list(dict.fromkeys(name for part in parts for name in part.get("examples", {}))) or [""]
+
+    def told(self, status: str) -> list[dict[str, Any]]:
+        return self.contents(self.answer(status))
 
     def contents(self, part: dict[str, Any]) -> list[dict[str, Any]]:
         return list(part.get("content", {}).values())

@@ -26,17 +26,14 @@ UNCHANGED = answer("the answer is still the one of `If-None-Match`", None, *HELD
 
 
 def _operation(
-    path: str, id: str, summary: str, answers: dict[int, Json], *errors: type[ApiError], about: str = "", **more: Json
+    path: str, id: str, summary: str, answers: dict[int, Json], *errors: type[ApiError], **more: Json
 ) -> Operation:
-    is_held = 304 in answers
-    parameters = (*more.values(), *((native.NONE_MATCH,) if is_held else ()))
     return Operation(
         methods=native.READ,
         path=path,
         id=id,
         summary=summary,
-        about=about,
-        parameters=parameters,
+        parameters=(*more.values(), *((native.NONE_MATCH,) if 304 in answers else ())),
         answers=answers,
         errors=(*errors, *COMMON),
         examples={"its start": Example({"file": "docs.js"} if more else {}, STARTS[path])},
