@@ -27,7 +27,7 @@ PROCESSORS = $(shell nproc)
 # One more process than there are processors, because tests wait for servers that start, and for polls.
 SIDE_BY_SIDE = --numprocesses=$$(($(PROCESSORS) + 1)) --dist=loadfile --no-loadscope-reorder
 
-.PHONY: help run test lint check-style check-types check-stubs check-cython bench soak build fuzz scan audit churn lock clean
+.PHONY: help run test lint check-style check-types check-stubs check-cython bench soak build fuzz probe scan audit churn lock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -75,6 +75,9 @@ fuzz: $(VENV)/test ## throw damaged files and hostile requests at the compiled c
 	@cd build/asan && CC=gcc EDGEPROFILE_SANITIZE=1 python setup.py --quiet build_ext --inplace
 	@cd build/asan && export ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=src PYTHONMALLOC=malloc; for program in tests/fuzz_*.py; \
 		do LD_PRELOAD="$$(gcc -print-file-name=libasan.so)" python $$program $(ARGS); done
+
+probe: $(VENV)/test $(VENV)/built ## have Schemathesis ask a sample shop all that its API allows and forbids (ARGS="--max-time 600")
+	@python tests/probe.py $(ARGS)
 
 # In an environment of its own: sslyze wants an older version of what the service itself wants.
 scan: $(VENV)/test $(VENV)/built ## have sslyze look at the service's TLS

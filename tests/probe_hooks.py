@@ -14,10 +14,10 @@ import msgspec
 import schemathesis
 from jsonschema_rs import validator_for
 
-NAMESPACES = ("profile_id", "email", "anonymous_id", "phone")
-ID_TYPES = ("userId", "id", "email")
+JANE, DEVICE = "jane@example.com", "b84ffb7f-55c4-c989-f612-ac8a0a862cd9"
+NAMESPACES = {"profile_id": "12345", "email": JANE, "anonymous_id": DEVICE, "phone": "+999705936705"}
+ID_TYPES = {"userId": "12345", "email": JANE, "id": DEVICE}
 FIELDS = ("identifiers.email", "attributes.first_name", "metrics.orders", "attributes.orders", "audiences.vip")
-IDS = ("12345", "54321", "jane@example.com")
 PLACE = {"org": "1", "account": "2", "workspace": "3"}
 BRAND = {"client": "acme", "account": "marketing", "brand": "SHOP"}
 ERASES = "eraseProfile"
@@ -48,17 +48,15 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
 
 def fit_path(case: Any, choice: random.Random) -> None:
     given = case.path_parameters or {}
-    if "namespace" in given:
-        given["namespace"] = choice.choice(NAMESPACES)
-    if "idType" in given:
-        given["idType"] = choice.choice(ID_TYPES)
-    if "mpid" in given and choice.random() < 0.5:
-        given["mpid"] = 12345
-    if choice.random() < 0.7:
-        given |= {name: value for name, value in (BRAND if "brand" in given else PLACE).items() if name in given}
-    for name in ("profile_id", "value", "id"):
-        if name in given and choice.random() < 0.5 and case.operation.definition.raw["operationId"] != ERASES:
-            given[name] = choice.choice(IDS)
+    namespaces = NAMESPACES if "namespace" in given else ID_TYPES
+    kind = choice.choice(list(namespaces))
+    named: dict[str, Any] = {"namespace": kind, "idType": kind}
+    # Often somebody who is there, whom nobody may erase.
+    if choice.random() < 0.6 and case.operation.definition.raw["operationId"] != ERASES:
+        named |= {"value": namespaces[kind], "id": namespaces[kind], "profile_id": "12345", "mpid": 12345}
+    if choice.random() < 0.8:
+        named |= BRAND if "brand" in given else PLACE
+    given |= {name: value for name, value in named.items() if name in given}
 
 
 def fit_query(given: dict[str, Any], choice: random.Random) -> None:
@@ -79,7 +77,7 @@ def fitted_fields(fields: list[str], choice: random.Random) -> list[str]:
 def fit_many(body: dict[str, Any], choice: random.Random) -> None:
     for asked in body["profiles"]:
         if asked.get("namespace") is not None:
-            asked["namespace"] = choice.choice(NAMESPACES)
+            asked["namespace"] = choice.choice(list(NAMESPACES))
     if body.get("fields"):
         body["fields"] = fitted_fields(body["fields"], choice)
 

@@ -12,12 +12,14 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
+from described import sessions
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from workshop import Workshop
 
-from edgeprofile import cli, errors, logs, settings
+from edgeprofile import cli, errors, logs, openapi, settings
 from edgeprofile._limiter import SharedMap
 from edgeprofile._metrics import Recorder
 from edgeprofile.exposition import Exposition
@@ -174,6 +176,14 @@ def test_the_api_page_has_every_error_code_with_its_status() -> None:
     expected = {(str(kind.status), f"`{kind.code}`") for kind in kinds}
     assert {(row[0], row[1]) for row in rows} == expected
     assert len(rows) == len(expected)
+
+
+def test_the_api_page_has_the_examples_of_every_route_as_they_are_described() -> None:
+    document = openapi.describe(settings.load(ROOT / "examples" / "shop" / "edgeprofile.toml", {}))
+    expected = sessions(msgspec.json.decode(msgspec.json.encode(document)))
+    section = read(ROOT / "docs" / "api.md").partition("## Every route by example\n")[2]
+    start = section.index("### ")
+    assert section[start:] == expected, f"docs/api.md should end with:\n{expected}"
 
 
 def test_the_operating_page_has_every_metric_with_its_type_and_labels(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # pytest imports it itself, to have its fixture
 
 pytest_plugins = ("browser",)
 DESKTOP, PHONE = (1280, 900), (390, 844)
+SHOWN = ".inside > div:last-child .example"
 
 
 @pytest.fixture
@@ -95,9 +96,9 @@ def test_an_operation_shows_its_parameters_body_answers_and_an_example(page: Bro
             assert operation["summary"] in text
             assert "curl" in text
             assert ("Body" in text) == ("requestBody" in operation)
-    assert "'X-Batch-Project: project_demo'" in page.text("#batchUpdate .example")
-    assert "/2.4/profiles/update" in page.text("#batchUpdate .example")
-    assert "?fields=identifiers.profile_id,attributes.first_name,audiences'" in page.text("#profile .example")
+    assert "'X-Batch-Project: project_demo'" in page.text(f"#batchUpdate {SHOWN}")
+    assert "/2.4/profiles/update" in page.text(f"#batchUpdate {SHOWN}")
+    assert "?fields=identifiers.profile_id,attributes.first_name,audiences'" in page.text(f"#profile {SHOWN}")
 
 
 def test_the_filter_leaves_one_surface_and_the_search_what_has_the_words(page: Browser) -> None:
@@ -110,7 +111,7 @@ def test_the_filter_leaves_one_surface_and_the_search_what_has_the_words(page: B
     assert surfaces() == {"Intilery"}
     assert buttons["Intilery"].get_attribute("aria-pressed") == "true"
     assert {link.get_attribute("data-surface") for link in page.all("nav a[data-surface]")} == {"Intilery"}
-    page.type("#search", "audiences")
+    page.type("#search", "names of its audiences")
     assert [each.get_attribute("id") for each in page.all(".operation")] == ["intileryAudiences"]
     buttons["All"].click()
     page.type("#search", "no such words")

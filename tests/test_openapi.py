@@ -163,7 +163,8 @@ def test_every_operation_answers_its_examples(whole_shop: Service, described: li
             exports["id"] = answer.json()["id"]
         elif operation.id == "batchExportStatus":
             example["files"][0]["size"] = answer.json()["files"][0]["size"]
-        assert example is None or is_like(answer.json(), example), (operation.id, answer.body)
+        found = answer.body.decode() if isinstance(example, str) else answer.json() if example else None
+        assert is_like(found, example), (operation.id, answer.body)
         asked += example is not None
     assert asked >= 20
 
@@ -201,7 +202,7 @@ def templates(document: dict[str, Any]) -> list[re.Pattern[str]]:
         for server in at.get("servers", document["servers"]):
             whole = server["url"].removesuffix("/") + path
             number = re.sub(r"\{minor\}", "[0-9]+", re.escape(whole).replace(r"\{", "{").replace(r"\}", "}"))
-            found.append(re.compile(re.sub(r"\{[^}]+\}", "[^/]+", number)))
+            found.append(re.compile(re.sub(r"\{[^}]+\}", "[^/]*", number)))
     return found
 
 

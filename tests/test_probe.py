@@ -1,15 +1,25 @@
-"""Schemathesis, with all of its checks, finds nothing wrong with any surface; `make probe` has it look for longer."""
+"""Schemathesis, with all of its checks, finds nothing wrong with any surface; `make probe` has it look for longer.
+
+There it asks by HEAD too, which is GET without the body, and for the examples, which other tests hold to their answers.
+"""
 
 from __future__ import annotations
 
 import re
 
 import probe
+import pytest
 from service import Service
 
+# As many cases as the boundaries of the schemas have, and a few that are made up.
+QUICK = ("--phases=coverage,fuzzing,stateful", "--max-examples=2", "--seed=1")
 
+
+@pytest.mark.timeout(300)
 def test_no_check_of_schemathesis_fails(whole_shop: Service) -> None:
-    done = probe.probe(whole_shop, "--max-examples=2", "--workers=2", "--phases=examples,coverage,fuzzing", "--seed=1")
+    done = probe.probe(whole_shop, "--exclude-method=HEAD", *QUICK)
     assert done.returncode == 0, done.stdout
-    operations = sum(len(at.keys() - {"servers"}) for at in whole_shop.get("/openapi.json").json()["paths"].values())
-    assert re.search(rf"Tested: {operations}\n", done.stdout), done.stdout
+    # It has read the description itself to begin with, and does not ask for it again.
+    paths = [at for path, at in whole_shop.get("/openapi.json").json()["paths"].items() if path != "/openapi.json"]
+    operations = sum(len(at.keys() - {"servers", "head"}) for at in paths)
+    assert re.search(rf"Tested: +{operations}\n", done.stdout), done.stdout

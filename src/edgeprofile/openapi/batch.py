@@ -208,7 +208,7 @@ def _export(path: str) -> Operation:
     )
 
 
-def _of_export(path: str, id: str, summary: str, about: str, found: Json, example: Example) -> Operation:
+def _of_export(path: str, id: str, summary: str, about: str, answers: dict[int, Json], example: Example) -> Operation:
     return Operation(
         methods=("GET",),
         path=path,
@@ -216,7 +216,7 @@ def _of_export(path: str, id: str, summary: str, about: str, found: Json, exampl
         summary=summary,
         about=about,
         parameters=(PROJECT, EXPORT_ID),
-        answers={200: found},
+        answers=answers,
         errors=(
             MalformedQuery("id is given once."),
             RateLimited,
@@ -228,15 +228,14 @@ def _of_export(path: str, id: str, summary: str, about: str, found: Json, exampl
     )
 
 
-FOUND = answer("the export", schema("BatchExport"), *TOLD)
-PACKED = answer(
-    "gzip of a line of JSON for each profile",
-    {"type": "string", "format": "binary"},
-    *TOLD,
-    "Content-Disposition",
-    "ETag",
-    media_types=[batch.GZIP],
-)
+FOUND = {200: answer("the export", schema("BatchExport"), *TOLD)}
+BYTES: Json = {"type": "string", "format": "binary"}
+TOLD_OF_FILE = (*TOLD, "Content-Disposition", "ETag")
+PACKED = {
+    200: answer("gzip of a line of JSON for each profile", BYTES, *TOLD_OF_FILE, media_types=[batch.GZIP]),
+    206: answer("the part of it that `Range` asked for", BYTES, *TOLD_OF_FILE, media_types=[batch.GZIP]),
+    416: answer("the file has no such part", None),
+}
 ITS_ID = {**OUR_PROJECT, "id": "export_…"}
 MASS = _updates("/profiles/mass-update", "mass-update", "batchMassUpdate", "Update many profiles")
 STATUS = "How far an export is"

@@ -117,7 +117,10 @@ def _described(section: Section, operation: Operation, method: str, responses: J
     answers = {str(status): answer for status, answer in operation.answers.items()}
     for (owner, status), kinds in _by_status(section, operation.errors).items():
         name = ".".join([owner.name, str(status), *(_kind(each).__name__ for each in kinds)])
-        responses.setdefault(name, _refusal(owner, kinds))
+        refusal = _refusal(owner, kinds)
+        if responses.setdefault(name, refusal) != refusal:  # of the same kinds, but told otherwise
+            name += f".{operation.id}"
+            responses[name] = refusal
         answers[str(status)] = responses[name] if is_head else ref("responses", name)
     described: Json = {
         "operationId": operation.id + ("Head" if is_head else ""),

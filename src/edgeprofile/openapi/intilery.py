@@ -91,7 +91,7 @@ SUMMARIES = {
 PLACE_OF_JANE = {"client": "acme", "account": "marketing", "brand": "SHOP"}
 JANE = {**PLACE_OF_JANE, "idType": "userId", "id": "12345"}
 # What is left out stands for all other columns.
-JANE_SHOWN = {"profile_id": "12345", "email": "jane@example.com", MORE: MORE, "lifetime_value": 1492.18}
+JANE_SHOWN = {"profile_id": "12345", "email": "jane@example.com", MORE: MORE, "days_since_last_order": 1}
 KIND_SHOWN = {"order_placed": {"eventId": "…", MORE: MORE}, MORE: MORE}
 METADATA = {
     **JANE_SHOWN,

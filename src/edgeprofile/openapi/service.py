@@ -7,32 +7,36 @@ from collections.abc import Iterable
 from edgeprofile.api import reference
 from edgeprofile.errors import ApiError, InternalError, NoSuchRoute, NotReady, UrlTooLong
 from edgeprofile.openapi import native
-from edgeprofile.openapi.document import Example, Operation, Section
+from edgeprofile.openapi.document import MORE, OPENAPI, Example, Operation, Section
 from edgeprofile.openapi.schemas import STRING, Json, an_object, answer, in_path, one_of, schema
 
 OBJECT: Json = {"type": "object"}
 COMMON: tuple[type[ApiError], ...] = (UrlTooLong, InternalError)
 FINE = answer("it does", schema("Fine"), "Cache-Control")
+# How the answers begin, by their paths.
+STARTS = {
+    "/livez": {"status": "ok"},
+    "/readyz": {"status": "ok"},
+    reference.DOCUMENT_PATH: {"openapi": OPENAPI, "info": {"title": "edgeprofile", MORE: MORE}, MORE: MORE},
+    reference.PAGE_PATH: f"<!doctype html>{MORE}",
+    f"{reference.PAGE_PATH}/{{file}}": f"// Draws openapi.json.{MORE}",
+}
 HELD = ("ETag", "Cache-Control")
 UNCHANGED = answer("the answer is still the one of `If-None-Match`", None, *HELD)
 
 
 def _operation(
-    path: str, id: str, summary: str, answers: dict[int, Json], *errors: type[ApiError], about: str = "", **more: Json
+    path: str, id: str, summary: str, answers: dict[int, Json], *errors: type[ApiError], **more: Json
 ) -> Operation:
-    is_held = 304 in answers
-    parameters = (*more.values(), *((native.NONE_MATCH,) if is_held else ()))
-    fine = {"fine": Example({}, {"status": "ok"})} if answers[200] is FINE else {}
     return Operation(
         methods=native.READ,
         path=path,
         id=id,
         summary=summary,
-        about=about,
-        parameters=parameters,
+        parameters=(*more.values(), *((native.NONE_MATCH,) if 304 in answers else ())),
         answers=answers,
         errors=(*errors, *COMMON),
-        examples=fine,
+        examples={"its start": Example({"file": "docs.js"} if more else {}, STARTS[path])},
     )
 
 
