@@ -193,3 +193,16 @@ class Reloader:
             if time.monotonic() > give_up:
                 raise BenchError("workers have not been replaced")
             time.sleep(0.05)
+
+
+class Scraper:
+    """Asks for the metrics, as Prometheus would."""
+
+    def __init__(self, admin: Server) -> None:
+        self._admin = admin
+
+    def scrape(self) -> None:
+        """Once. Raises BenchError where there are none."""
+        status, text = self._admin.ask("/metrics")
+        if status != 200 or b"edgeprofile_requests_total" not in text:
+            raise BenchError(f"status {status}")
