@@ -182,7 +182,7 @@ class Soaked(NamedTuple):
     """What was found: samples by process, the requests that failed, and what befell the service."""
 
     latencies: Latencies
-    samples: dict[str, list[Kept]]
+    samples: list[tuple[str, list[Kept]]]
     failures: list[Failure]
     killer: Killer
     befell: str
@@ -212,7 +212,7 @@ def soak(
     return Soaked(latencies, samples, failures, killer, befell)
 
 
-def sampled(pids: tuple[int, ...], finish_at: float) -> dict[str, list[Kept]]:
+def sampled(pids: tuple[int, ...], finish_at: float) -> list[tuple[str, list[Kept]]]:
     """What each of these processes and their children has, again and again; of those alone that live all the time."""
     samples: dict[int, list[Kept]] = {}
     rounds = 0
@@ -222,7 +222,7 @@ def sampled(pids: tuple[int, ...], finish_at: float) -> dict[str, list[Kept]]:
                 samples.setdefault(process.pid, []).append(Kept.of(process.pid))
         rounds += 1
         time.sleep(SAMPLE_INTERVAL_S)
-    return {role(pid, pids): found for pid, found in samples.items() if len(found) == rounds}
+    return [(role(pid, pids), found) for pid, found in samples.items() if len(found) == rounds]
 
 
 def role(pid: int, pids: tuple[int, ...]) -> str:
@@ -258,14 +258,14 @@ def verdicts(chosen: argparse.Namespace, soaked: Soaked, quiets: list[Latencies]
     ours = f"p50 {found.p50:,.0f}, p99 {found.p99:,.0f} µs"
     yield Row.measured(SLOWER, ratio, SLOWER_TARGET, ours=ours, peer=peer)
     yield Row.measured("the generator's own lateness, p99", found.late_p99, unit="µs")
-    for who, samples in soaked.samples.items():
+    for who, samples in soaked.samples:
         own = [each.bytes / MIB for each in samples]
         ours = f"{min(own):.1f} to {max(own):.1f} MiB"
         yield Row.measured(f"{MEMORY}: {who}", growth(own), MEMORY_TARGET, unit="MiB", ours=ours)
     for what in ("descriptors", "threads"):
-        counts = {who: [float(getattr(each, what)) for each in samples] for who, samples in soaked.samples.items()}
-        ours = ", ".join(f"{max(each):.0f}" for each in counts.values())
-        yield Row.measured(f"{what} gained", max(map(growth, counts.values())), NONE, unit="", ours=f"{ours} at most")
+        counts = [[float(getattr(each, what)) for each in samples] for _, samples in soaked.samples]
+        ours = f"{', '.join(f'{max(each):.0f}' for each in counts)} at most"
+        yield Row.measured(f"{what} gained", max(map(growth, counts)), NONE, unit="", ours=ours)
     yield Row.measured("connections left behind", left, NONE, unit="")
 
 

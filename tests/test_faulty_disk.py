@@ -16,7 +16,7 @@ from edgeprofile import reader
 
 FIRST = "SELECT i AS id, 'first' AS word FROM range(200) AS made(i)"
 SECOND = "SELECT i AS id, 'second' AS word FROM range(150) AS made(i)"
-KINDS = ("fsync", "fdatasync", "pwrite64", "writev", "write", "rename", "truncate", "ftruncate")
+KINDS = ("fsync", "fdatasync", "pwrite64", "writev", "write", "rename", "truncate")
 LINE = re.compile(r"(\d+) +(\w+)\((.*)")
 
 
