@@ -1,7 +1,7 @@
 """`make bench`: every loadtest/bench_*.py in turn, then one table of all their rows, with a verdict each.
 
 A figure that is missed is a verdict and no failure; the exit status is 1 where a program crashed. Ctrl-C ends the
-program that runs and prints what was measured so far.
+program that runs and prints what was measured so far. `--only` has the long ones too: soak, malformed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from harness import COLUMNS, FOLDER, Row, find_program, interrupt
 
 BEGIN, END = "<!-- make bench: the table begins -->", "<!-- make bench: the table ends -->"
 PACKAGES = ("granian", "uvloop", "lmdb", "msgspec", "duckdb", "starlette", "fastapi", "uvicorn", "redis")
+ON_DEMAND = ("malformed", "soak")
 PROGRAMS = {"nginx": "-v", "redis-server": "--version", "wrk": "--version"}
 
 
@@ -40,9 +41,11 @@ def parser(names: Sequence[str]) -> argparse.ArgumentParser:
 
 def main() -> None:
     programs = {path.stem.removeprefix("bench_"): path for path in sorted(FOLDER.glob("bench_*.py"))}
-    options = parser(list(programs))
+    long = {name: FOLDER / f"{name}.py" for name in ON_DEMAND}
+    options = parser([*programs, *long])
     chosen = options.parse_args()
     names = chosen.only.split(",") if chosen.only else list(programs)
+    programs |= long
     if unknown := set(names) - set(programs):
         options.error(f"no such program: {', '.join(sorted(unknown))}")
     if chosen.write and (chosen.only or chosen.quick):

@@ -42,7 +42,7 @@ from harness import (
 from memory import MIB
 from openloop import Generator, Latencies, lacking_compiler
 from slow import SlowClients, kinds
-from troubles import Failure, Killer, Loader, Reloader, Trouble, Updater
+from troubles import Failure, Killer, Loader, Reloader, Scraper, Trouble, Updater
 
 from edgeprofile import demo, snapshot, wire
 from edgeprofile.demo import PROFILE_ID
@@ -51,7 +51,7 @@ PROFILES = 20_000
 SHARE = 0.8
 CLOSED_RATE, CLOSED_SECONDS = 100_000, 1
 HELD_SECONDS, HELD_P99_US = 5, 100_000
-SAMPLE_INTERVAL_S = 1.0
+SAMPLE_INTERVAL_S, SCRAPE_INTERVAL_S = 1.0, 5.0
 GRACE_SECONDS = 30.0
 # A worker on its way out has its clients for so long.
 DRAIN_SECONDS = 2
@@ -84,8 +84,8 @@ def measure(chosen: argparse.Namespace) -> Iterator[Row]:
     with Stage() as stage:
         generator = Generator(stage)
         shop = make_shop(stage.folder / "shop", PROFILES)
-        server, watcher = start(stage, shop, chosen.workers)
-        asked = Asked(generator, server, requests(stage.folder, shop))
+        started = start(stage, shop, chosen.workers)
+        asked = Asked(generator, started.server, requests(stage.folder, shop))
         if chosen.rate is None:
             closed = Spread.of(asked.closed_loop() for _ in range(3))
             capacity = asked.held(closed.median)
@@ -94,15 +94,24 @@ def measure(chosen: argparse.Namespace) -> Iterator[Row]:
         seconds = chosen.minutes * 60
         quiet_s = max(5.0, seconds / 10)
         quiet = asked.run(chosen.rate, quiet_s)
-        soaked = soak(stage, shop, asked, watcher, chosen, seconds)
+        soaked = soak(stage, shop, asked, started, chosen, seconds)
         left = left_behind(soaked.killer)
         yield from verdicts(chosen, soaked, [quiet, asked.run(chosen.rate, quiet_s)], left)
 
 
-def start(stage: Stage, shop: Shop, workers: int) -> tuple[Server, int]:
-    """The service, with all that runs beside its workers, and the watcher, which takes updates; the pid of that."""
+class Started(NamedTuple):
+    """The service, with all that runs beside its workers; its admin listener; the watcher, which takes updates."""
+
+    server: Server
+    admin: Server
+    watcher: int
+
+
+def start(stage: Stage, shop: Shop, workers: int) -> Started:
+    """Starts all of it."""
+    admin_port = free_port()
     environment = {
-        "EDGEPROFILE_SERVER__ADMIN_PORT": str(free_port()),
+        "EDGEPROFILE_SERVER__ADMIN_PORT": str(admin_port),
         "EDGEPROFILE_SERVER__DRAIN_SECONDS": str(DRAIN_SECONDS),
         "EDGEPROFILE_SERVER__READY_DELAY_SECONDS": "0",
         # Loads come by hand.
@@ -111,7 +120,7 @@ def start(stage: Stage, shop: Shop, workers: int) -> tuple[Server, int]:
     server = start_edgeprofile(stage, shop.file, workers=workers, environment=environment)
     watcher = stage.start([*demo.COMMAND, "load", "--watch", "--config", shop.file], environment)
     watcher.wait_until((snapshot.home(shop.loaded.data_dir, demo.WORKSPACE) / wire.UPDATES).exists)
-    return server, watcher.process.pid
+    return Started(server, Server(server.running, admin_port), watcher.process.pid)
 
 
 def requests(folder: Path, shop: Shop) -> Load:
@@ -173,15 +182,17 @@ class Soaked(NamedTuple):
     """What was found: samples by process, the requests that failed, and what befell the service."""
 
     latencies: Latencies
-    samples: dict[str, list[Kept]]
+    samples: list[tuple[str, list[Kept]]]
     failures: list[Failure]
     killer: Killer
     befell: str
 
 
-def soak(stage: Stage, shop: Shop, asked: Asked, watcher: int, chosen: argparse.Namespace, seconds: float) -> Soaked:
+def soak(
+    stage: Stage, shop: Shop, asked: Asked, started: Started, chosen: argparse.Namespace, seconds: float
+) -> Soaked:
     """Asks while all befalls the service: the reload first, then the rest of it at once."""
-    server, kept = asked.server, stage.folder / "failures.txt"
+    server, kept = started.server, stage.folder / "failures.txt"
     killer, updater, reloader = Killer(server, chosen.workers), Updater(server, shop), Reloader(server, shop)
     slow = kinds(f"/v1/profiles/id/{PROFILE_ID}", shop.header)
     wanted = {slow[name]: chosen.slow // 3 for name in ("headers", "body", "read")} | {slow["idle"]: chosen.idle}
@@ -193,14 +204,15 @@ def soak(stage: Stage, shop: Shop, asked: Asked, watcher: int, chosen: argparse.
         loads = going.enter_context(Trouble(chosen.load_every, Loader(shop).load))
         kills = going.enter_context(Trouble(chosen.kill_every, killer.kill))
         updates = going.enter_context(Trouble(chosen.update_every, updater.send))
-        samples = sampled((*server.pids, watcher), finish_at)
+        going.enter_context(Trouble(SCRAPE_INTERVAL_S, Scraper(started.admin).scrape))
+        samples = sampled((*server.pids, started.watcher), finish_at)
         befell = f"{loads.times} loads, {kills.times} kills, {updates.times} updates, {clients.opened:,} slow clients"
         latencies = asked.generator.read(running, GRACE_SECONDS)
     failures = [Failure(*map(int, line.split())) for line in kept.read_text().splitlines()]
     return Soaked(latencies, samples, failures, killer, befell)
 
 
-def sampled(pids: tuple[int, ...], finish_at: float) -> dict[str, list[Kept]]:
+def sampled(pids: tuple[int, ...], finish_at: float) -> list[tuple[str, list[Kept]]]:
     """What each of these processes and their children has, again and again; of those alone that live all the time."""
     samples: dict[int, list[Kept]] = {}
     rounds = 0
@@ -210,7 +222,7 @@ def sampled(pids: tuple[int, ...], finish_at: float) -> dict[str, list[Kept]]:
                 samples.setdefault(process.pid, []).append(Kept.of(process.pid))
         rounds += 1
         time.sleep(SAMPLE_INTERVAL_S)
-    return {role(pid, pids): found for pid, found in samples.items() if len(found) == rounds}
+    return [(role(pid, pids), found) for pid, found in samples.items() if len(found) == rounds]
 
 
 def role(pid: int, pids: tuple[int, ...]) -> str:
@@ -246,14 +258,14 @@ def verdicts(chosen: argparse.Namespace, soaked: Soaked, quiets: list[Latencies]
     ours = f"p50 {found.p50:,.0f}, p99 {found.p99:,.0f} µs"
     yield Row.measured(SLOWER, ratio, SLOWER_TARGET, ours=ours, peer=peer)
     yield Row.measured("the generator's own lateness, p99", found.late_p99, unit="µs")
-    for who, samples in soaked.samples.items():
+    for who, samples in soaked.samples:
         own = [each.bytes / MIB for each in samples]
         ours = f"{min(own):.1f} to {max(own):.1f} MiB"
         yield Row.measured(f"{MEMORY}: {who}", growth(own), MEMORY_TARGET, unit="MiB", ours=ours)
     for what in ("descriptors", "threads"):
-        counts = {who: [float(getattr(each, what)) for each in samples] for who, samples in soaked.samples.items()}
-        ours = ", ".join(f"{max(each):.0f}" for each in counts.values())
-        yield Row.measured(f"{what} gained", max(map(growth, counts.values())), NONE, unit="", ours=f"{ours} at most")
+        counts = [[float(getattr(each, what)) for each in samples] for _, samples in soaked.samples]
+        ours = f"{', '.join(f'{max(each):.0f}' for each in counts)} at most"
+        yield Row.measured(f"{what} gained", max(map(growth, counts)), NONE, unit="", ours=ours)
     yield Row.measured("connections left behind", left, NONE, unit="")
 
 

@@ -19,7 +19,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -304,9 +304,11 @@ class Service:
         until(lambda: len(self.workers()) == self.workers_wanted and self._readiness() == ready, "the service is up")
         return self
 
-    def watch(self) -> subprocess.Popen[bytes]:
-        """Starts the loader as a service, which takes updates too, and waits until it does."""
-        command = [sys.executable, "-m", "edgeprofile", "load", "--watch", "--config", str(self.file)]
+    def watch(self, under: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """Starts the loader as a service, which takes updates too, and waits until it does. `under` is a command that
+        runs it.
+        """
+        command = [*under, sys.executable, "-m", "edgeprofile", "load", "--watch", "--config", str(self.file)]
         with self._log.open("ab") as log:
             self._watcher = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         for workspace in self.settings.workspaces:

@@ -19,7 +19,7 @@ import run
 from harness import BenchError, Row, Spread, Stage, Target
 
 LOADTEST = Path(__file__).parent.parent / "loadtest"
-PROGRAMS = sorted([*LOADTEST.glob("bench_*.py"), LOADTEST / "run.py"])
+PROGRAMS = sorted([*LOADTEST.glob("bench_*.py"), *(LOADTEST / f"{name}.py" for name in (*run.ON_DEMAND, "run"))])
 PAUSE = "import signal; signal.pause()"
 SECONDS_MAX = 30
 

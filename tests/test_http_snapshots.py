@@ -20,7 +20,7 @@ from service import Answer, Connection, Service, change_manifest, copy_snapshot,
 from edgeprofile import snapshot
 from edgeprofile.watch import HASHED_HERE_BYTES_MAX
 
-PROFILES, GENERATIONS = 300, 20
+PROFILES, GENERATIONS, SWAPS = 300, 20, 100
 HOLE_BYTES = 2 << 30
 # Two clients, each so many requests in flight at a time and so many times a second: 2,000 requests a second.
 CLIENTS, AT_ONCE, TICK_SECONDS = 2, 50, 0.05
@@ -387,6 +387,24 @@ def test_a_large_snapshot_is_taken_if_its_hash_is_right(make_service: MakeServic
 
     until(lambda: f"serving snapshot {large.name}" in service.log(), "it is served", 20)
     assert "refused" not in service.log()
+
+
+def test_a_hundred_swaps_to_and_fro_fail_no_request_and_leave_nothing_behind(served: Served) -> None:
+    connections = served.service.connect_to_each()
+    asked = 0
+    for swap in range(SWAPS):
+        served.generation = swap % 2
+        served.point_to(served.wholes[served.generation])
+        for connection in connections:
+            target = f"/v1/profiles/id/p{swap}"
+            while generation_of(connection.ask(request(target, served.key))) != served.generation:
+                asked += 1
+    for connection in connections:
+        connection.close()
+    assert asked > SWAPS
+    assert served.service.log().count("serving snapshot") >= 2 * SWAPS
+    until(lambda: [len(held) for held in mapped(served.service)] == [1, 1], "only what is served is mapped", 5)
+    until(lambda: opened(served.service) == [1, 1], "only what is served is open", 5)
 
 
 def test_a_current_that_is_gone_leaves_the_old_snapshot(served: Served) -> None:

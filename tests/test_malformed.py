@@ -1,4 +1,4 @@
-"""Bytes that are no HTTP, by the ten thousand: nobody else feels them, and none of them becomes another's request."""
+"""Bytes that are no HTTP, by the ten thousand, and all that is too large: nobody else feels it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service import HOST, Service, chunked, many, request, until
 JANE = "/v1/profiles/id/12345"
 BATCHES = 100
 GROWTH_BYTES_MAX = 8 * 1024 * 1024
-LOG_BYTES_MAX = 10_000
+LOG_BYTES_MAX, ANSWER_BYTES_MAX = 10_000, 20_000
 ASKED = b'{"profiles":[{"id":"12345"}]}'
 SMUGGLED = request("/smuggled")
 
@@ -85,3 +85,67 @@ def test_chunks_in_http_1_0_and_with_bare_line_ends_end_the_connection(service: 
     head, _, body = asked.partition(b"\r\n\r\n")
     assert answers(service.port, asked.replace(b"HTTP/1.1", b"HTTP/1.0") + SMUGGLED) == [400]
     assert answers(service.port, head + b"\r\n\r\n" + body.replace(b"\r\n", b"\n") + SMUGGLED) == [400]
+
+
+# --- oversized -----------------------------------------------------------------------------------------------------
+
+EVENTS = f"{JANE}/events"
+LONG = "x" * 7_900
+OVERSIZED: dict[str, tuple[str, int]] = {
+    "id": (f"/v1/profiles/id/{LONG}", 404),
+    "id in escapes": ("/v1/profiles/id/" + "%41" * 2_600, 404),
+    "namespace": (f"/v1/profiles/identifier/{LONG}/x", 400),
+    "value": (f"/v1/profiles/identifier/email/{LONG}", 404),
+    "fields that there are": (f"{JANE}?fields=" + "metrics," * 900 + "metrics", 200),
+    "fields that there are not": (f"{JANE}?fields=" + "x," * 3_900 + "x", 400),
+    "a field": (f"{JANE}?fields={LONG}", 400),
+    "parameters": (f"{JANE}?" + "a=b&" * 1_900, 200),
+    "names of events": (f"{EVENTS}?" + "name=a&" * 1_000, 200),
+    "cursor": (f"{EVENTS}?cursor={LONG}", 400),
+    "limit": (f"{EVENTS}?limit={'9' * 7_900}", 400),
+    "time": (f"{EVENTS}?start={'9' * 7_900}", 400),
+    "path": ("/" + "a/" * 4_000, 404),
+    "URL": (f"{JANE}?{LONG * 2}", 414),
+}
+HEADERS = ("Accept", "Authorization", "If-None-Match", "X-Request-Id", "Cookie", "Content-Type", "X-PARTNER-NAME")
+
+
+@pytest.mark.parametrize("what", OVERSIZED)
+def test_what_is_oversized_in_a_url_has_a_short_answer(service: Service, key: str, what: str) -> None:
+    target, status = OVERSIZED[what]
+    answer = service.get(target, key)
+    assert answer.status == status, answer
+    assert len(answer.body) < ANSWER_BYTES_MAX
+
+
+@pytest.mark.parametrize("name", HEADERS)
+@pytest.mark.parametrize(("size", "statuses"), [(30_000, {200, 401, 406}), (36_000, {431}), (500_000, {0, 431})])
+def test_an_oversized_header_is_heeded_or_refused(
+    service: Service, key: str, name: str, size: int, statuses: set[int]
+) -> None:
+    try:
+        status = service.get(JANE, key, (name, "x" * size)).status
+    except ConnectionError:
+        status = 0
+    assert status in statuses
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"profiles":[{"id":"%s"}]}' % (b"x" * 1_000_000), 200),
+        (b'{"profiles":[{"namespace":"%s","value":"x"}]}' % (b"x" * 1_000_000), 400),
+        (b'{"profiles":[{"id":"1"}],"fields":[%s"metrics"]}' % (b'"metrics",' * 90_000), 200),
+        (b'{"profiles":[{"id":"1"}],"fields":[%s"x"]}' % (b'"x",' * 200_000), 400),
+        (b'{"profiles":%s' % (b"[" * 1_000_000), 400),
+        (b'{"profiles":[%s{"id":"1"}]}' % (b'{"id":"1"},' * 90_000), 400),
+        (b'{"%s":1}' % (b"x" * 1_000_000), 400),
+        (b"%s{}" % (b" " * 1_040_000), 400),
+        (b"1" * 1_048_577, 413),
+    ],
+    ids=["id", "namespace", "fields", "unknown fields", "depth", "profiles", "name", "spaces", "body"],
+)
+def test_what_is_oversized_in_a_body_has_a_short_answer(service: Service, key: str, body: bytes, status: int) -> None:
+    answer = service.ask(many(body, key))
+    assert answer.status == status, answer.body[:300]
+    assert len(answer.body) < ANSWER_BYTES_MAX

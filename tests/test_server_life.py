@@ -8,6 +8,7 @@ import pty
 import signal
 import socket
 import termios
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -209,6 +210,52 @@ def test_one_worker_that_was_killed_is_replaced_and_the_others_go_on(served: Ser
     assert kept[other].ask(request("/livez")).status == 200
     for connection in kept.values():
         connection.close()
+
+
+class Client(threading.Thread):
+    """Asks over one connection, and over another where that was broken off, until it is told to stop."""
+
+    def __init__(self, service: Service) -> None:
+        super().__init__()
+        self.connection = service.connect()
+        self.statuses: list[int] = []
+        self.broken_at: list[int] = []
+        self.stopping = threading.Event()
+        self._service = service
+
+    def run(self) -> None:
+        while not self.stopping.is_set():
+            try:
+                self.statuses.append(self.connection.ask(request("/livez")).status)
+            except ConnectionError:
+                self.broken_at.append(len(self.statuses))
+                self.connection.close()
+                self.connection = self._service.connect()
+        self.connection.close()
+
+
+def test_a_worker_killed_under_load_takes_no_request_with_it_but_those_in_its_hands(served: Service) -> None:
+    clients = [Client(served) for _ in range(12)]
+    holders = [until(lambda: served.worker_of(client.connection), "it is held") for client in clients]  # noqa: B023
+    for client in clients:
+        client.start()
+    for _ in range(2):
+        until(lambda: all(client.statuses for client in clients), "all are answered")
+        before = served.workers()
+        os.kill(before[0], signal.SIGKILL)
+        until(lambda: len(served.workers()) == 2 and before[0] not in served.workers(), "there is another worker")  # noqa: B023
+        asked = [len(client.statuses) for client in clients]
+        until(lambda: all(len(c.statuses) > n + 50 for c, n in zip(clients, asked, strict=True)), "all go on")  # noqa: B023
+    for client in clients:
+        client.stopping.set()
+        client.join()
+    assert {status for client in clients for status in client.statuses} == {200}
+    # The other worker, which nobody killed, has broken nothing off; and each kill cost a client one request at most.
+    killed = {holder for holder in holders if holder not in served.workers()}
+    for client, holder in zip(clients, holders, strict=True):
+        assert len(client.broken_at) <= 2
+        assert client.broken_at or holder not in killed
+    assert any(client.broken_at for client in clients)
 
 
 def test_workers_that_crash_again_and_again_end_the_server_with_status_1(served: Service) -> None:

@@ -16,8 +16,8 @@ from slow import SlowClients, kinds
 from test_malformed import descriptors, own_memory
 
 JANE = "/v1/profiles/id/12345"
-ATTACKS, ATTACK_SECONDS = 250, 5
-SLOW, SLOW_SECONDS = 60, 3.0
+ATTACKS, ATTACK_SECONDS = 250, 4
+SLOW, SLOW_SECONDS = 60, 2.0
 IDLE = 1_000
 GROWTH_BYTES_MAX = 32 * 1024 * 1024
 # Of slowhttptest: headers, bodies (which are refused at once without a key), slow reading of three answers, and ranges.
