@@ -36,7 +36,7 @@ cdef inline int reserve(Buffer* out, size_t more) except -1:
     if out.size + more > out.limit:
         return PUT_TOO_LARGE
     if out.size + more > out.room:
-        room = max(out.size + more, 2 * out.room)
+        room = min(max(out.size + more, 2 * out.room), out.limit)
         grown = <char*>PyMem_Realloc(out.start, room)
         if grown == NULL:
             raise MemoryError()
@@ -46,9 +46,11 @@ cdef inline int reserve(Buffer* out, size_t more) except -1:
 
 
 cdef inline int put(Buffer* out, const char* text, size_t size) except -1:
-    cdef int refused = reserve(out, size)
-    if refused or size == 0:  # memcpy takes no NULL, not even for nothing
-        return refused
+    # Most texts are short, and there is room for them; there is never more room than what is allowed.
+    if size > out.room - out.size and reserve(out, size):
+        return PUT_TOO_LARGE
+    if size == 0:  # memcpy takes no NULL, not even for nothing
+        return PUT_GOOD
     memcpy(out.start + out.size, text, size)
     out.size += size
     return PUT_GOOD

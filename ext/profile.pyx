@@ -61,12 +61,14 @@ cdef class Template:
                 self.keep_runs(item, runs)
             elif item.how not in (_CONSTANT, _TIME_S, _TIME_MS):
                 raise ValueError("a template has no items of this kind")
-            if rest:
-                item.before, item.before_bytes = self.keep(rest[0])
+            # Behind the comma that it has where it is not the first.
+            item.before, item.before_bytes = self.keep(rest[0] if rest else b"", b",")
             if len(rest) > 1:
-                item.after, item.after_bytes = self.keep(rest[1])
+                item.after, item.after_bytes = self.keep(rest[1], b"")
             if item.how == _TIME_S or item.how == _TIME_MS:
                 item.field = rest[2] if len(rest) > 2 else -1
+            if item.how == _OBJECT and item.before_bytes + item.after_bytes == 0:
+                item.how = _RUN  # so that nothing of it leaves no comma
 
     def __dealloc__(self):
         cdef int i
@@ -75,11 +77,13 @@ cdef class Template:
                 PyMem_Free(self.items[i].runs)
         PyMem_Free(self.items)
 
-    cdef (const char*, size_t) keep(self, bytes text):
+    cdef (const char*, size_t) keep(self, bytes text, bytes head):
+        """Keeps a text and, in front of it, another."""
         if text is None:
             raise TypeError("a template's texts are bytes")
-        self.kept.append(text)
-        return PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text)
+        kept = head + text
+        self.kept.append(kept)
+        return PyBytes_AS_STRING(kept) + PyBytes_GET_SIZE(head), PyBytes_GET_SIZE(text)
 
     cdef int keep_runs(self, Item* item, runs) except -1:
         cdef int i
@@ -111,7 +115,7 @@ cdef bytes render(const View* view, Template template, tuple slots, uint64_t byt
 cdef uint64_t begin(Buffer* out, uint64_t bytes_max) noexcept:
     """Makes a buffer with room for more than what is allowed, which is returned and to be checked in the end.
 
-    Texts are written into room for the worst case, and a comma before it is known whether something follows.
+    Texts are written into room for the worst case.
     """
     bytes_max = min(bytes_max, <uint64_t>INT32_MAX)
     out[0] = Buffer(NULL, 0, 0, bytes_max + SLACK_BYTES)
@@ -120,45 +124,39 @@ cdef uint64_t begin(Buffer* out, uint64_t bytes_max) noexcept:
 
 cdef int append(Buffer* out, const View* view, Template template, tuple slots) except -1:
     """Renders behind what is there already; anything but 0 means that there is no room for it."""
-    cdef size_t start = out.size, before
-    cdef bint is_started = False
+    cdef size_t start = out.size
     cdef int i
     for i in range(template.count):
-        before = out.size
-        if is_started and put(out, b",", 1):
+        if put_item(out, view, template, &template.items[i], slots, out.size > start):
             return 1
-        start = out.size
-        if put_item(out, view, template, &template.items[i], slots):
-            return 1
-        if out.size == start:
-            out.size = before  # nothing came of it, so it needs no comma
-        else:
-            is_started = True
     return 0
 
 
-cdef int put_item(Buffer* out, const View* view, Template template, const Item* item, tuple slots) except -1:
+cdef int put_item(Buffer* out, const View* view, Template template, const Item* item, tuple slots,
+                  bint is_behind) except -1:
+    """Renders an item, with a comma before it if it `is_behind` others; nothing at all where nothing comes of it."""
     cdef Slice value
     cdef bytes slot
     if item.how == _CONSTANT:
-        return put(out, item.before, item.before_bytes)
+        return put_before(out, item, is_behind) if item.before_bytes else 0
     if item.how == _SLOT:
         slot = slots[item.field]
         if slot is None:
             raise TypeError("the texts that come with a record are bytes")
-        return put(out, PyBytes_AS_STRING(slot), PyBytes_GET_SIZE(slot))
+        if PyBytes_GET_SIZE(slot) == 0:
+            return 0
+        return put_before(out, item, is_behind) or put(out, PyBytes_AS_STRING(slot), PyBytes_GET_SIZE(slot))
     if item.how == _RUN or item.how == _OBJECT:
-        return put_runs(out, view, template, item)
+        return put_runs(out, view, template, item, is_behind)
     if item.how == _TIME_S or item.how == _TIME_MS:
-        return (put(out, item.before, item.before_bytes) or put_moment(out, view, template, item)
-                or put_after(out, item))
+        return put_before(out, item, is_behind) or put_moment(out, view, template, item) or put_after(out, item)
     if not find_value(view, template.first_nested, template.open_bytes, item.field, &value):
         return 0
     if item.how == _IF_TRUE:
-        return put(out, item.before, item.before_bytes) if value.start[0] == b"t" else 0
+        return put_before(out, item, is_behind) if value.start[0] == b"t" and item.before_bytes else 0
     if item.how == _TEXT and value.start[0] == b"n":
         return 0
-    if put(out, item.before, item.before_bytes):
+    if put_before(out, item, is_behind):
         return 1
     if item.how == _TEXT:
         if put_text(out, value.start, value.end, True):
@@ -168,16 +166,20 @@ cdef int put_item(Buffer* out, const View* view, Template template, const Item* 
     return put_after(out, item)
 
 
+cdef inline int put_before(Buffer* out, const Item* item, bint is_behind) except -1:
+    return put(out, item.before - is_behind, item.before_bytes + is_behind)
+
+
 cdef inline int put_after(Buffer* out, const Item* item) except -1:
     return put(out, item.after, item.after_bytes) if item.after_bytes else 0
 
 
-cdef int put_runs(Buffer* out, const View* view, Template template, const Item* item) except -1:
+cdef int put_runs(Buffer* out, const View* view, Template template, const Item* item, bint is_behind) except -1:
     """Fields as they stand in the record, those of one run in one piece."""
     cdef size_t filled
     cdef Slice fields
     cdef int i
-    if item.how == _OBJECT and put(out, item.before, item.before_bytes):
+    if item.how == _OBJECT and put_before(out, item, is_behind):
         return 1
     filled = out.size
     for i in range(item.count):
@@ -186,7 +188,7 @@ cdef int put_runs(Buffer* out, const View* view, Template template, const Item* 
         if out.size > filled:
             if put(out, b",", 1):
                 return 1
-        elif item.how == _RUN and put(out, item.before, item.before_bytes):
+        elif item.how == _RUN and put_before(out, item, is_behind):
             return 1
         if put(out, fields.start, fields.end - fields.start):
             return 1
@@ -315,6 +317,8 @@ cdef int put_time(Buffer* out, Template template, int64_t moment_us, bint with_m
     cdef uint32_t rest = <uint32_t>(ms - day * 86400000)
     cdef char* text = template.time
     cdef size_t size = TIME_BYTES_MAX - (0 if with_ms else 4)
+    if moment_us == template.moment_us and size == template.time_bytes:  # as one that stands for another's lack does
+        return put(out, text, size)
     if not is_sayable(day):
         return put(out, b"null", 4)
     if day != template.day:  # most are of the day of the one before, and a date takes a while
@@ -330,6 +334,7 @@ cdef int put_time(Buffer* out, Template template, int64_t moment_us, bint with_m
     text[14] = text[17] = b":"
     text[size - 2] = b"Z"
     text[0] = text[size - 1] = b'"'
+    template.moment_us, template.time_bytes = moment_us, size
     return put(out, text, size)
 
 

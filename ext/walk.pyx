@@ -225,10 +225,12 @@ cdef class Walk(History):
                     counts[value] = counts.get(value, 0) + 1
                     if counts[value] > limit_per_value:
                         continue
-                if self.taken and put(&out, b",", 1) or put(&out, b"{", 1) \
-                        or append(&out, &self.view, template, slots) or put(&out, b"}", 1) or out.size > most:
+                if put(&out, b"},{" if self.taken else b"{", 3 if self.taken else 1) \
+                        or append(&out, &self.view, template, slots) or out.size >= most:
                     raise AnswerTooLarge(most + 1, most)
                 self.taken += 1
+            if self.taken:
+                put(&out, b"}", 1)
             return PyBytes_FromStringAndSize(out.start, out.size)
         finally:
             PyMem_Free(out.start)

@@ -244,6 +244,16 @@ def test_snapshots_are_listed_verified_and_rolled_back(fresh: Workshop) -> None:
     assert again.complaints == [f"edgeprofile: there is no snapshot before {names[0]}"]
 
 
+def test_a_list_of_snapshots_tells_what_each_evicted_and_whether_it_was_forced(fresh: Workshop) -> None:
+    fresh.load()
+    fresh.model("SELECT 1 AS id").load(force=True)
+    lines = fresh.run("snapshots", "list", "--workspace", "shop").out.splitlines()
+    assert [[cell.strip() for cell in line.split("│")[-3:-1]] for line in lines if "Z-" in line] == [
+        ["2", "forced"],
+        ["0", ""],
+    ]
+
+
 def test_status_tells_of_each_workspace_for_people_and_for_programs(fresh: Workshop) -> None:
     (never,) = json.loads(fresh.run("status", "--json").out)
     assert (never["workspace"], never["snapshot"], never["last_refresh"]) == ("shop", None, None)

@@ -310,6 +310,14 @@ def damage_record(shop: Shop) -> None:
     file.write_bytes(file.read_bytes().replace(b'"ann@example.com"', b'"anx@example.com"'))
 
 
+def test_a_damaged_live_layer_brings_a_full_refresh_where_nothing_changed_too(shop: Shop) -> None:
+    damage_layer(shop)
+    assert shop.refresh().outcome == "published"
+    damage_layer(shop)
+    assert shop.load() == "published"
+    assert shop.delta() == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("change", "ended"),
     [

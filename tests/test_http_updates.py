@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from service import Answer, Service, request, until
 from test_http_batch import assert_error
 
+from edgeprofile import snapshot
+
 EVENTS = """
 [workspaces.shop.events]
 sql = "SELECT * FROM events"
@@ -325,6 +327,19 @@ def test_a_loader_that_is_killed_again_and_again_loses_nothing_that_was_acknowle
 
 
 # --- exports -------------------------------------------------------------------------------------------------------
+
+
+def test_a_live_layer_that_a_watcher_finds_damaged_is_made_anew_at_once(make_service: MakeService) -> None:
+    service = make_service({"shop": BATCHED})
+    service.run_sql(MODEL)
+    name = service.load().snapshot
+    (service.home() / "snapshots" / str(name) / snapshot.LIVE).write_bytes(b"x" * 8192)
+    service.watch()
+    service.start()
+    key = service.key(scopes=("read", "write"))
+    until(lambda: send(service, key, update("jane", {"firstname": "Janet"})).status == 202, "updates are taken")
+    assert (profile(service, key, "id/jane") or {})["firstname"] == "Janet"
+    assert snapshot.current(service.home()) != name
 
 
 def test_an_export_is_asked_for_and_had(make_service: MakeService) -> None:

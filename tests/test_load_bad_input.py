@@ -58,6 +58,26 @@ MODELS = [
             | {"opted_out": "opted_out"},
         },
     ),
+    Bad(
+        "columns and parameters that Intilery misses",
+        "SELECT 1 AS id, 'csv' AS made_by",
+        [
+            "column made (intilery.created) is not in what is served: did you mean made_by?",
+            "column author (intilery.created_by) is not in what is served: it yields id, made_by",
+            "column origin (intilery.source) is not in what events have: it yields channel",
+            "column at (intilery.received) is not in what events have: it yields channel",
+        ],
+        {
+            "events": {
+                "sql": "SELECT 1 AS id, 'a' AS name, DATE '2025-01-01' AS at, 'web' AS channel",
+                "profile": "id",
+                "name": "name",
+                "time": "at",
+            },
+            "intilery": {"client": "c", "account": "a", "brand": "b", "created": "made", "created_by": "author"}
+            | {"source": "origin", "received": "at"},
+        },
+    ),
     Bad("a null id", "SELECT NULL::INTEGER AS id", ["1 of 1 rows were refused (null_id: 1)"]),
     Bad("an id without a type", "SELECT NULL AS id", ["column id: an identifier is text, an integer or a UUID"]),
     Bad("an empty id", "SELECT '' AS id", ["1 of 1 rows were refused (empty_id: 1)"]),

@@ -354,6 +354,18 @@ def test_what_was_rolled_back_to_stays_until_somebody_loads(watch: Watch) -> Non
     until(lambda: watch.profiles("shop") == 5, process)
 
 
+def test_a_refresh_that_was_starting_when_somebody_rolled_back_does_not_undo_that(watch: Watch) -> None:
+    watch.spaces(shop=FROM_FILE.format(name="shop"))
+    for rows in ((1, 2), (1, 2, 3)):
+        watch.rows("shop", *rows)
+        assert watch.run("load").status == 0
+    assert watch.run("snapshots", "rollback", "--workspace", "shop").status == 0
+    watch.rows("shop", 1, 2, 3, 4)
+    watch.log_file.touch()
+    subprocess.run([sys.executable, "-c", SLOW_START], cwd=watch.folder, env=environment(), check=True)
+    assert (watch.profiles("shop"), watch.past("shop")[-1].outcome) == (2, "rolled_back")
+
+
 def test_no_more_are_loaded_at_once_than_may_be_and_each_has_its_turn(watch: Watch) -> None:
     names = ("a", "b", "c")
     watch.spaces(loader="parallel = 1", **dict.fromkeys(names, "SELECT 1 AS id"))

@@ -31,9 +31,10 @@ cdef class Template:
     cdef Item* items
     cdef int count, first_nested, open_bytes
     cdef list kept
-    cdef char time[TIME_BYTES_MAX]  # that was rendered last, and its day
-    cdef int64_t day
-    cdef (const char*, size_t) keep(self, bytes text)
+    cdef char time[TIME_BYTES_MAX]  # that was rendered last, its length, its moment and its day
+    cdef size_t time_bytes
+    cdef int64_t moment_us, day
+    cdef (const char*, size_t) keep(self, bytes text, bytes head)
     cdef int keep_runs(self, Item* item, runs) except -1
 
 

@@ -30,7 +30,7 @@ DELTA = "delta"
 SUCCESSES = ("published", "unchanged", DELTA)
 ROLLED_BACK = "rolled_back"
 # What becomes of a refresh that is not begun: it is tried again later, and not noted.
-BUSY = "busy"
+BUSY, HELD = "busy", "held"
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +70,11 @@ class Attempt(NamedTuple):
         """How it ended, just now; `known` is what else an Outcome says."""
         seconds = time.monotonic() - self.on_clock
         return Outcome(outcome=outcome, started_at=self.at, finished_at=time.time(), seconds=seconds, **known)
+
+    def held(self, workspace: str) -> Outcome:
+        """That it is not begun, because somebody chose an older snapshot."""
+        message = f"rolled back, until somebody runs edgeprofile load --workspace {workspace}"
+        return self.ended(HELD, message=message)
 
     def failed(self, error: BaseException) -> Outcome:
         """What kept it from its end. No message of an error that was not foreseen is in it: that may quote a value."""

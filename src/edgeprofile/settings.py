@@ -242,8 +242,16 @@ class Workspace(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def dialect_columns(self) -> dict[str, str]:
         """The columns that dialects want the model to have, by the keys that name them."""
-        table = self.mparticle
-        return {f"mparticle.{key}": column for key, column in table.columns.items()} if table else {}
+        return self._named_by_dialects("columns")
+
+    @property
+    def dialect_params(self) -> dict[str, str]:
+        """The parameters that they want the model of events to have, likewise. An update may bring others."""
+        return {} if self.batch else self._named_by_dialects("params")
+
+    def _named_by_dialects(self, what: str) -> dict[str, str]:
+        tables = {name: getattr(getattr(self, name), what, {}) for name in DIALECTS}
+        return {f"{name}.{key}": column for name, table in tables.items() for key, column in table.items()}
 
     @property
     def refresh_s(self) -> float:

@@ -181,7 +181,7 @@ def print_status(found: list[dict[str, object]]) -> None:
 def print_snapshots(home: Path) -> None:
     """The published snapshots, the current one marked. Raises NoSnapshot where there is none."""
     current = snapshot.current(home)
-    table = _table("", "snapshot", last=("finished", "profiles", "events", "size", "refused rows"))
+    table = _table("", "snapshot", last=("finished", "profiles", "events", "size", "refused rows", "evicted", "forced"))
     for manifest in snapshot.manifests(home):
         table.add_row(
             "→" if manifest.name == current else "",
@@ -191,6 +191,8 @@ def print_snapshots(home: Path) -> None:
             f"{manifest.events:,}",
             f"{manifest.file_bytes / 1e6:,.1f} MB",
             f"{manifest.refused:,}",
+            "" if manifest.evicted is None else f"{manifest.evicted:,}",
+            "forced" if manifest.forced else "",
         )
     _console().print(table)
 

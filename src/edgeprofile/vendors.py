@@ -81,8 +81,7 @@ class MParticle(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def columns(self) -> dict[str, str]:
         """The columns of the model that it names, by the keys that do."""
-        keys = ("created", "opted_out", "limit_ad_tracking", "attribution")
-        return {key: column for key in keys if (column := getattr(self, key)) is not None}
+        return _named(self, "created", "opted_out", "limit_ad_tracking", "attribution")
 
 
 class Intilery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -113,6 +112,16 @@ class Intilery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """The namespaces that it names, by the keys that do."""
         return _values("id_types", self.id_types)
 
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns of the model that it names, by the keys that do."""
+        return _named(self, "created", "created_by")
+
+    @property
+    def params(self) -> dict[str, str]:
+        """The parameters of events that it names, by the keys that do."""
+        return _named(self, "source", "received")
+
 
 class Batch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Batch's Profile API. `custom_id` is the namespace of its ids, None for the primary one."""
@@ -125,6 +134,10 @@ class Batch(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def namespaces(self) -> dict[Key, str]:
         """The namespace that it names, by the key that does."""
         return {} if self.custom_id is None else {("custom_id",): self.custom_id}
+
+
+def _named(table: Struct, *keys: str) -> dict[str, str]:
+    return {key: column for key in keys if (column := getattr(table, key)) is not None}
 
 
 def _values(name: str, table: Mapping[str, str]) -> dict[Key, str]:

@@ -19,7 +19,7 @@ from edgeprofile.loader.apply import LiveWriter
 from edgeprofile.loader.build import Models, encoder_of, materialise, refuse, watermark_us
 from edgeprofile.loader.changes import Delta
 from edgeprofile.loader.fold import widened
-from edgeprofile.loader.following import erased_upto, live_watermark_us
+from edgeprofile.loader.following import erased_upto, is_live_whole, live_watermark_us
 from edgeprofile.loader.model import Plan
 from edgeprofile.loader.rows import PROFILES, encoded
 from edgeprofile.loader.source import Source
@@ -48,8 +48,8 @@ def is_due(home: Path, workspace: Workspace, current: snapshot.Manifest) -> bool
     known = outcomes.read(home)
     if known.rolled_back or known.deltas + 1 >= workspace.full_every or current.watermark_us is None:
         return False
-    # A full refresh is what rids the disk of a profile that was erased.
-    return erased_upto(home, workspace.erase_within_s) <= current.updates
+    # A full refresh is what rids the disk of a profile that was erased, and what has another live layer.
+    return erased_upto(home, workspace.erase_within_s) <= current.updates and is_live_whole(home, current)
 
 
 def run(

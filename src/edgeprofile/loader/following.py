@@ -36,6 +36,17 @@ def _opened(folder: Path, base: Base) -> Live:
         return Live(folder, base)
 
 
+def is_live_whole(home: Path, manifest: snapshot.Manifest) -> bool:
+    """Whether the live layer of the current snapshot can be written on. One that is damaged is not mended: the next
+    snapshot has another."""
+    folder = snapshot.folder(home, manifest.name)
+    try:
+        with snapshot.updating(home), Base(folder, manifest) as base, Live(folder, base):
+            return True
+    except LiveDamaged:
+        return False
+
+
 def void(home: Path, primaries: list[bytes], before: snapshot.Manifest | None) -> None:
     """Forgets what was said of these profiles up to the current snapshot, which evicted them.
 

@@ -190,8 +190,11 @@ class EventsPlan(NamedTuple):
     fingerprint: str
 
 
-def plan_events(events: Events, columns: list[Column]) -> EventsPlan:
-    """The plan for a model of events with these columns. Raises ModelError."""
+def plan_events(events: Events, columns: list[Column], dialect_params: dict[str, str]) -> EventsPlan:
+    """The plan for a model of events with these columns. Raises ModelError.
+
+    `dialect_params` has, by the keys that name them, parameters of which an answer is made.
+    """
     problems: list[str] = []
     by_name = {column.name: column for column in columns}
     problems += _duplicates(columns, "the events' result")
@@ -204,6 +207,8 @@ def plan_events(events: Events, columns: list[Column]) -> EventsPlan:
             problems += _check_declared(by_name[name], key)
     params = [column for column in columns if column.name not in declared]
     shapes = [_check("params", column, problems) for column in params]
+    served = {column.name: column for column in params}
+    problems += [_missing(n, key, "what events have", served) for key, n in dialect_params.items() if n not in served]
     if len(params) > FIELDS_MAX - 3:
         problems.append(f"the events have {len(params)} parameters; they may have {FIELDS_MAX - 3}: leave some out")
     if problems:
@@ -246,7 +251,7 @@ def _key(column: str) -> str:
 
 def _missing(name: str, key: str, where: str, by_name: dict[str, Column]) -> str:
     near = difflib.get_close_matches(name, by_name, 1)
-    advice = f"did you mean {near[0]}?" if near else f"it yields {', '.join(by_name)}"
+    advice = f"did you mean {near[0]}?" if near else f"it yields {', '.join(by_name) or 'nothing else'}"
     return f"column {name} ({key}) is not in {where}: {advice}"
 
 

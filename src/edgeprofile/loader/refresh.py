@@ -25,7 +25,7 @@ from edgeprofile.loader.build import Built, Models, build
 from edgeprofile.loader.events import BuiltEvents
 from edgeprofile.loader.evictions import Kept
 from edgeprofile.loader.fold import Fold
-from edgeprofile.loader.following import erased_upto, follow, forget, live_watermark_us, void
+from edgeprofile.loader.following import erased_upto, follow, forget, is_live_whole, live_watermark_us, void
 from edgeprofile.loader.model import EventsPlan, Plan, plan, plan_events
 from edgeprofile.loader.rows import Progress
 from edgeprofile.loader.source import Source, open_source
@@ -57,7 +57,7 @@ def _models(source: Source, workspace: Workspace, audience_ids: dict[str, int]) 
         try:
             with source.running("the events' model"):
                 sql = source.statement(workspace.events.text)
-                events = sql, plan_events(workspace.events, source.describe(sql))
+                events = sql, plan_events(workspace.events, source.describe(sql), workspace.dialect_params)
         except ModelError as error:
             problems += error.problems
     if profiles is None or problems:
@@ -95,6 +95,9 @@ def refresh(
     attempt = attempt or Attempt.begin()
     try:
         with locks.loading(home):
+            # The watcher has asked before this process started, since when somebody may have rolled back.
+            if delta and outcomes.read(home).rolled_back:
+                return attempt.held(name)
             return _noted(settings, name, home, attempt, Wish(force, delta), progress, at)
     except OSError as error:
         raise store_error(error, settings.data_dir) from error
@@ -237,12 +240,13 @@ def _current_manifest(home: Path) -> snapshot.Manifest | None:
 
 
 def _is_whole(home: Path, manifest: snapshot.Manifest) -> bool:
-    """Whether a snapshot's file is what its manifest says: one that was cut, flipped or removed is published anew."""
+    """Whether a snapshot's file is what its manifest says, and its live layer is good: what was cut, flipped or removed
+    is published anew."""
     try:
         snapshot.check_hash(snapshot.folder(home, manifest.name), manifest)
     except SnapshotDamaged:
         return False
-    return True
+    return is_live_whole(home, manifest)
 
 
 def _audience_ids(home: Path) -> dict[str, int]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from edgeprofile import snapshot, wire
-from edgeprofile.errors import InvalidChange, NoSnapshot, StoreError
+from edgeprofile.errors import InvalidChange, LiveDamaged, NoSnapshot, StoreError
 from edgeprofile.loader.apply import LiveWriter
 from edgeprofile.loader.changes import Erasures, Updates, read
 from edgeprofile.loader.export_queue import ExportQueue
@@ -32,7 +32,8 @@ log = logging.getLogger("edgeprofile")
 class UpdateServer:
     """Takes the updates of the workspace with this home, while the context lasts. Its process holds locks.watching.
 
-    `on_erasure` is called on the loop when profiles were erased, which brings `erasure_due_at` nearer. Exports are for
+    `on_erasure` is called on the loop when profiles were erased, which brings `erasure_due_at` nearer; `on_damage` when
+    the live layer is found damaged, once: no updates are taken then until a refresh makes another. Exports are for
     `exports` to take on.
     """
 
@@ -42,12 +43,14 @@ class UpdateServer:
         *,
         exports: ExportQueue,
         on_erasure: Callable[[], None] = lambda: None,
+        on_damage: Callable[[], None] = lambda: None,
         at: snapshot.AtStep = snapshot.nothing,
     ) -> None:
         self._home = home
         self._exports = exports
         self._writer = LiveWriter(home, at)
         self._on_erasure = on_erasure
+        self._on_damage = on_damage
         self._thread = ThreadPoolExecutor(1, "updates")
         self._talks: set[asyncio.Task[None]] = set()
         self._idle: set[Peer] = set()
@@ -59,6 +62,7 @@ class UpdateServer:
         snapshot.make_folder(self._home.parent)
         snapshot.make_folder(self._home)
         # Before the first update, so that what an earlier process left undone is seen at once.
+        self._loop = asyncio.get_running_loop()
         await self.refreshed()
         self._server = await wire.serve(self._home / wire.UPDATES, self._talk)
         return self
@@ -147,6 +151,8 @@ class UpdateServer:
             return _failed("invalid", str(error))
         except StoreError as error:
             # That there is no snapshot yet is what the refreshes tell.
+            if isinstance(error, LiveDamaged) and str(error) != self._said:
+                self._loop.call_soon_threadsafe(self._on_damage)
             if not isinstance(error, NoSnapshot):
                 self._say(str(error))
             return _failed("unavailable", str(error))

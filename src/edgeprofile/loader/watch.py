@@ -24,7 +24,7 @@ from edgeprofile.errors import EdgeprofileError
 from edgeprofile.loader.export_queue import ExportQueue
 from edgeprofile.loader.overlay import DUE_AT_SHARE
 from edgeprofile.loader.updates import UpdateServer
-from edgeprofile.outcomes import BUSY, Attempt, Outcome
+from edgeprofile.outcomes import BUSY, HELD, Attempt, Outcome
 from edgeprofile.schedule import backoff_s, erasure_delay_s, first_delay_s, next_delay_s
 from edgeprofile.settings import Settings
 
@@ -33,8 +33,8 @@ CHILD = (sys.executable, "-P", "-m", "edgeprofile.loader.child")
 EXPORTS_AT_ONCE = 1
 # Shorter than supervisors wait. What is killed then was sorting very many identifiers, which nothing interrupts.
 STOP_SECONDS_MAX = 8.0
-# What is said of a workspace beside how a refresh ended.
-WATCHING, HELD = "watching", "held"
+# What is said of a workspace before any refresh.
+WATCHING = "watching"
 
 # Of which workspace, what happened, and in how many seconds its next refresh is due.
 Say = Callable[[str, Outcome, float], None]
@@ -111,7 +111,9 @@ class Watched:
         self._timeout_s = settings.loader.timeout_s
         self._command = (*CHILD, str(settings.file), name, str(os.getpid()))
         self._exports = ExportQueue(self._home, exporting)
-        self._updates = UpdateServer(self._home, exports=self._exports, on_erasure=self._erased)
+        self._updates = UpdateServer(
+            self._home, exports=self._exports, on_erasure=self._erased, on_damage=self.wake.set
+        )
         self._erase_within_s = settings.workspaces[name].erase_within_s
         self._alarm: asyncio.TimerHandle | None = None
 
@@ -192,8 +194,7 @@ class Watched:
         """Runs a refresh, and notes what that could not note itself."""
         attempt = Attempt.begin()
         if outcomes.read(self._home).rolled_back:
-            message = f"rolled back, until somebody runs edgeprofile load --workspace {self._name}"
-            return attempt.ended(HELD, message=message)
+            return attempt.held(self._name)
         try:
             told, status = await self._run(attempt)
             outcome = msgspec.json.decode(told, type=Outcome)
