@@ -305,6 +305,10 @@ def damage_layer(shop: Shop) -> None:
     (shop.current_folder() / "live.mdb").write_bytes(b"x" * 8192)
 
 
+def cut_snapshot(shop: Shop) -> None:
+    os.truncate(shop.current_folder() / "profiles.mdb", 8192)
+
+
 def damage_record(shop: Shop) -> None:
     file = shop.current_folder() / "profiles.mdb"
     file.write_bytes(file.read_bytes().replace(b'"ann@example.com"', b'"anx@example.com"'))
@@ -326,6 +330,7 @@ def test_a_damaged_live_layer_brings_a_full_refresh_where_nothing_changed_too(sh
         (change_model, "published"),
         (add_column, "published"),
         (damage_layer, "published"),
+        (cut_snapshot, "published"),
         (damage_record, "published"),
     ],
 )

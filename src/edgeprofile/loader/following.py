@@ -37,13 +37,14 @@ def _opened(folder: Path, base: Base) -> Live:
 
 
 def is_live_whole(home: Path, manifest: snapshot.Manifest) -> bool:
-    """Whether the live layer of the current snapshot can be written on. One that is damaged is not mended: the next
-    snapshot has another."""
+    """Whether the live layer of the current snapshot can be written on. One that is damaged, it or its snapshot, is not
+    mended: the next snapshot has another."""
     folder = snapshot.folder(home, manifest.name)
     try:
+        snapshot.check_size(folder, manifest)
         with snapshot.updating(home), Base(folder, manifest) as base, Live(folder, base):
             return True
-    except LiveDamaged:
+    except StoreError:
         return False
 
 
