@@ -54,8 +54,9 @@ class Browser:
     def open(self, url: str, size: tuple[int, int] = DESKTOP, *, is_dark: bool = False) -> None:
         """Loads a page in a window of that size, for one who likes it light or dark; the logs begin anew."""
         self._resize(*size)
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
-        self.command("Emulation.setEmulatedMedia", features=[scheme])
+        liked = {"prefers-color-scheme": "dark" if is_dark else "light", "prefers-reduced-motion": "reduce"}
+        features = [{"name": name, "value": value} for name, value in liked.items()]
+        self.command("Emulation.setEmulatedMedia", features=features)
         self.driver.get("about:blank")
         self.complaints()
         self.requested()
