@@ -22,15 +22,8 @@ from edgeprofile.snapshot import Manifest
 # By how much a refresh may be later than it should before anybody needs to know.
 LATE_SECONDS = 10.0
 # What a workspace's health is in one word, the gravest first: of several that one. `empty` has published nothing yet.
-HEALTHS = DAMAGED, STALE, EMPTY, FAILING, HELD, UNWATCHED, OK = (
-    "damaged",
-    "stale",
-    "empty",
-    "failing",
-    ROLLED_BACK,
-    "unwatched",
-    "ok",
-)
+DAMAGED, STALE, EMPTY, FAILING, UNWATCHED, OK = "damaged", "stale", "empty", "failing", "unwatched", "ok"
+HEALTHS = (DAMAGED, STALE, EMPTY, FAILING, ROLLED_BACK, UNWATCHED, OK)
 
 
 def of_workspace(settings: Settings, name: str) -> tuple[dict[str, object], list[str]]:
@@ -62,7 +55,7 @@ def of_workspace(settings: Settings, name: str) -> tuple[dict[str, object], list
         problems.append(f"process {watcher.pid}, which watched it, was killed: start edgeprofile load --watch again")
     health = OK if is_watched else UNWATCHED
     if known.rolled_back:
-        health = HELD
+        health = ROLLED_BACK
     elif known.last and known.last[-1].outcome not in SUCCESSES:
         health = FAILING
     try:

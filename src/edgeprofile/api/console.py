@@ -55,7 +55,6 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
 }
 BODY_BYTES_MAX = 32 * 1024
 EVENTS_SHOWN = 20
