@@ -187,6 +187,13 @@ def test_a_parameter_that_cannot_be_is_named(intilery: Service, token: str, quer
         assert refused(ask(intilery, f"{target}?{query}", token), 400, "validation_error").startswith(message)
 
 
+@pytest.mark.parametrize("what", ["traits", "meta", "audiences", "events"])
+def test_a_parameter_that_cannot_be_is_told_of_whichever_id(intilery: Service, token: str, what: str) -> None:
+    for id_type in ("id", "email"):
+        answer = ask(intilery, f"{profile(id_type, 'nobody', what)}?size=0", token)
+        assert refused(answer, 400, "validation_error").startswith("size is")
+
+
 def test_names_may_be_long_and_a_url_may_not(intilery: Service, token: str) -> None:
     assert found(ask(intilery, f"{ANN}?include={'n' * 8_000}", token))["data"] == []
     for target in (f"{ANN}?include={'n' * 8_192}", f"{ANN}?{'&' * 9_000}", profile("id", "n" * 8_192, "traits")):

@@ -297,7 +297,7 @@ class UnsupportedMediaType(ApiError):
 
 
 class RateLimited(ApiError):
-    """The key's buckets are empty; `retry_after_s` whole seconds from now one request will pass."""
+    """The key's buckets are empty; `retry_after` whole seconds from now one request will pass."""
 
     status, code, title = 429, "rate_limited", "Rate limit exceeded"
 

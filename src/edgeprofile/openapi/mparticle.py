@@ -177,6 +177,8 @@ PARAMETERS: dict[str, Json] = {
     "client_secret": {**STRING, "description": "the whole key"},
     "audience": {**STRING, "description": "the setting `mparticle.audience`, or left out"},
 }
+TOKEN_REQUEST = an_object({name: PARAMETERS[name] for name in tokens.PARAMETERS}, ["grant_type"])
+FORM, JSON_REQUEST = "application/x-www-form-urlencoded", {JSON: {"schema": schema("TokenRequest")}}
 TOKENS = Section(
     name="Tokens",
     about="Access tokens for mParticle's API, by OAuth 2.0's client credentials.",
@@ -187,7 +189,7 @@ TOKENS = Section(
             id="token",
             summary="An access token",
             about="The client's id and secret come in the body, or by HTTP Basic.",
-            body=posted(schema("TokenRequest"), "application/x-www-form-urlencoded", JSON),
+            body={"required": True, "content": {FORM: {"schema": schema("TokenForm")}, **JSON_REQUEST}},
             answers={200: answer("a token", schema("Token"), "Cache-Control", "X-Request-Id")},
             errors=(
                 MalformedBody("grant_type is missing."),
@@ -220,7 +222,9 @@ TOKENS = Section(
     error="TokenError",
     code_at=("error",),
     schemas={
-        "TokenRequest": an_object({name: PARAMETERS[name] for name in tokens.PARAMETERS}, ["grant_type"]),
+        "TokenRequest": TOKEN_REQUEST,
+        # No name stands twice, not even one that is not known.
+        "TokenForm": {**TOKEN_REQUEST, "additionalProperties": STRING},
         "Token": an_object(
             {"access_token": STRING, "expires_in": {"const": TOKEN_SECONDS}, "token_type": {"const": "Bearer"}}
         ),

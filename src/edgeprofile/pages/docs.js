@@ -367,6 +367,8 @@ function filter() {
 function follow() {
   const named = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   if (!named) return;
+  for (const before of document.querySelectorAll(".named")) before.classList.remove("named");
+  named.classList.add("named");
   if (named.matches(".operation")) named.open = true;
   named.scrollIntoView();
 }
