@@ -147,7 +147,7 @@ cdef int fit(Column* column, const ArrowSchema* schema) except -1:
 
 # --- values --------------------------------------------------------------------------------------------------------
 
-cdef int put_number(Buffer* out, const Column* column, int64_t at) except -1:
+cdef int put_number(Buffer* out, const Column* column, int64_t at) except -1 nogil:
     cdef const void* numbers = column.array.buffers[1]
     cdef int64_t wide
     if column.width == 8:
@@ -170,7 +170,7 @@ cdef bint is_finite(const char* text, size_t size) noexcept nogil:
     return size > sign and b"0" <= text[sign] <= b"9"
 
 
-cdef int put_double(Buffer* out, double value, char code, int precision) except -1:
+cdef int put_double(Buffer* out, double value, char code, int precision) except -1 with gil:
     cdef char* text
     cdef int refused
     cdef size_t size = 0
@@ -182,7 +182,7 @@ cdef int put_double(Buffer* out, double value, char code, int precision) except 
     return refused
 
 
-cdef int put_float(Buffer* out, const Column* column, int64_t at) except -1:
+cdef int put_float(Buffer* out, const Column* column, int64_t at) except -1 with gil:
     """The shortest digits that read back as the same number; null for NaN and infinities, which JSON lacks."""
     cdef double value
     cdef float narrow
@@ -224,7 +224,7 @@ cdef int depth_of(const char* text, size_t size) noexcept nogil:
     return deepest
 
 
-cdef int put_json(Buffer* out, const char* text, size_t size) except -1:
+cdef int put_json(Buffer* out, const char* text, size_t size) except -1 with gil:
     """JSON of the warehouse, checked and without its white space; digits stay as they are."""
     cdef bytes compact
     if size > RECORD_BYTES_MAX:
@@ -240,7 +240,7 @@ cdef int put_json(Buffer* out, const char* text, size_t size) except -1:
     return put(out, PyBytes_AS_STRING(compact), len(compact))
 
 
-cdef int put_base64(Buffer* out, const char* octets, size_t size) except -1:
+cdef int put_base64(Buffer* out, const char* octets, size_t size) except -1 with gil:
     cdef bytes text
     if size > RECORD_BYTES_MAX:
         return PUT_TOO_LARGE
@@ -248,7 +248,7 @@ cdef int put_base64(Buffer* out, const char* octets, size_t size) except -1:
     return put(out, b'"', 1) or put(out, PyBytes_AS_STRING(text), len(text)) or put(out, b'"', 1)
 
 
-cdef int put_sequence(Buffer* out, Column* column, int64_t at) except -1:
+cdef int put_sequence(Buffer* out, Column* column, int64_t at) except -1 nogil:
     """A list or a map."""
     cdef int64_t start, end, i
     cdef bint is_map = column.kind == MAP
@@ -274,7 +274,7 @@ cdef int put_sequence(Buffer* out, Column* column, int64_t at) except -1:
     return refused or put(out, b"}" if is_map else b"]", 1)
 
 
-cdef int put_struct(Buffer* out, Column* column, int64_t at) except -1:
+cdef int put_struct(Buffer* out, Column* column, int64_t at) except -1 nogil:
     cdef int i, refused
     cdef Column* child
     refused = put(out, b"{" if column.kind == STRUCT else b"[", 1)
@@ -288,7 +288,7 @@ cdef int put_struct(Buffer* out, Column* column, int64_t at) except -1:
     return refused or put(out, b"}" if column.kind == STRUCT else b"]", 1)
 
 
-cdef int put_value(Buffer* out, Column* column, int64_t row) except -1:
+cdef int put_value(Buffer* out, Column* column, int64_t row) except -1 nogil:
     """One value as JSON. `row` counts from the start of the column as its parent sees it."""
     cdef int64_t at = row + column.array.offset
     cdef int64_t ticks

@@ -5,7 +5,7 @@ What is being made is one block and one directory, however many events a profile
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.mem cimport PyMem_Free
+from cpython.mem cimport PyMem_RawFree
 from libc.stdint cimport INT64_MAX, UINT32_MAX, int64_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -42,9 +42,9 @@ cdef class HistoryBuilder:
         self.histories = []
 
     def __dealloc__(self):
-        PyMem_Free(self.records.start)
-        PyMem_Free(self.directory.start)
-        PyMem_Free(self.segment.start)
+        PyMem_RawFree(self.records.start)
+        PyMem_RawFree(self.directory.start)
+        PyMem_RawFree(self.segment.start)
 
     def add(self, batch, uint32_t number) -> tuple:
         cdef bytes segment = batch.segment, hashes = batch.hashes, primary, place

@@ -41,25 +41,29 @@ cdef class IndexBatches:
     def __next__(self):
         cdef ArrowArray array
         cdef ArrowSchema schema
+        cdef ArrowArrayStream* source = self.source
         cdef Column value, primary
+        cdef int failed
         cdef list entries = []
-        if self.source == NULL:
+        if source == NULL:
             raise StopIteration
         memset(&schema, 0, sizeof(schema))
         memset(&array, 0, sizeof(array))
         memset(&value, 0, sizeof(value))
         memset(&primary, 0, sizeof(primary))
         value.kind = primary.kind = TEXT
-        if self.source.get_schema(self.source, &schema):
-            raise broken(self.source)
+        if source.get_schema(source, &schema):
+            raise broken(source)
         try:
             expect_columns(&schema, 2)
             fit(&value, schema.children[0])
             fit(&primary, schema.children[1])
         finally:
             schema.release(&schema)
-        if self.source.get_next(self.source, &array):
-            raise broken(self.source)
+        with nogil:
+            failed = source.get_next(source, &array)
+        if failed:
+            raise broken(source)
         if array.release == NULL:
             self.source = NULL
             self.close_group(entries)

@@ -1,7 +1,8 @@
-# Values as JSON text, appended to a growing buffer. Every function returns PUT_GOOD or why it could not.
+# Values as JSON text, appended to a growing buffer. Every function returns PUT_GOOD or why it could not, and none needs
+# the interpreter's lock. A buffer's memory is `PyMem_RawFree`d.
 
-from cpython.mem cimport PyMem_Free, PyMem_Realloc
-from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
+from cpython.mem cimport PyMem_RawRealloc
+from libc.stdint cimport INT64_MAX, UINT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cdef extern from *:
@@ -29,7 +30,7 @@ ctypedef struct Buffer:
     size_t limit  # of `size`: past it a record is too large
 
 
-cdef inline int reserve(Buffer* out, size_t more) except -1:
+cdef inline int reserve(Buffer* out, size_t more) except -1 nogil:
     """Makes room, doubling, so that a byte is moved once on average; bounded by the limit of a record."""
     cdef size_t room
     cdef char* grown
@@ -37,15 +38,16 @@ cdef inline int reserve(Buffer* out, size_t more) except -1:
         return PUT_TOO_LARGE
     if out.size + more > out.room:
         room = min(max(out.size + more, 2 * out.room), out.limit)
-        grown = <char*>PyMem_Realloc(out.start, room)
+        grown = <char*>PyMem_RawRealloc(out.start, room)
         if grown == NULL:
-            raise MemoryError()
+            with gil:
+                raise MemoryError()
         out.start = grown
         out.room = room
     return PUT_GOOD
 
 
-cdef inline int put(Buffer* out, const char* text, size_t size) except -1:
+cdef inline int put(Buffer* out, const char* text, size_t size) except -1 nogil:
     # Most texts are short, and there is room for them; there is never more room than what is allowed.
     if size > out.room - out.size and reserve(out, size):
         return PUT_TOO_LARGE
@@ -56,7 +58,7 @@ cdef inline int put(Buffer* out, const char* text, size_t size) except -1:
     return PUT_GOOD
 
 
-cdef inline int put_unsigned(Buffer* out, uint64_t value, int digits_min) except -1:
+cdef inline int put_unsigned(Buffer* out, uint64_t value, int digits_min) except -1 nogil:
     """Decimal digits, at least `digits_min` of them."""
     cdef char digits[24]
     cdef int at = 24
@@ -67,7 +69,7 @@ cdef inline int put_unsigned(Buffer* out, uint64_t value, int digits_min) except
     return put(out, digits + at, 24 - at)
 
 
-cdef inline int put_integer(Buffer* out, int64_t value) except -1:
+cdef inline int put_integer(Buffer* out, int64_t value) except -1 nogil:
     cdef int refused
     if value < 0:
         refused = put(out, b"-", 1)
@@ -75,20 +77,27 @@ cdef inline int put_integer(Buffer* out, int64_t value) except -1:
     return put_unsigned(out, <uint64_t>value, 1)
 
 
-cdef inline int put_decimal(Buffer* out, const void* at, int scale) except -1:
+cdef inline int put_decimal(Buffer* out, const void* at, int scale) except -1 nogil:
     """A 128-bit two's complement number with its point `scale` digits from the right."""
     cdef char digits[48]
     cdef u128 value
+    cdef uint64_t rest
     cdef int end = 48, first = 48, whole = 0
     cdef bint negative
     memcpy(&value, at, 16)
     negative = <int64_t>(value >> 64) < 0
     if negative:
         value = 0 - value
-    while value or 48 - first <= scale:
+    # Only digits that 64 bits cannot hold cost a division of 128, which most numbers do without.
+    while value > UINT64_MAX:
         first -= 1
         digits[first] = <char>(48 + <int>(value % 10))
         value //= 10
+    rest = <uint64_t>value
+    while rest or 48 - first <= scale:
+        first -= 1
+        digits[first] = <char>(48 + rest % 10)
+        rest //= 10
     whole = end - first - scale
     if negative and put(out, b"-", 1):
         return PUT_TOO_LARGE
@@ -139,7 +148,7 @@ cdef inline bint eight_plain(const uint8_t* at) noexcept nogil:
     return not ((word | (word - ones * 0x20) | (quote - ones) | (slash - ones)) & tops)
 
 
-cdef inline int put_string(Buffer* out, const char* text, size_t size) except -1:
+cdef inline int put_string(Buffer* out, const char* text, size_t size) except -1 nogil:
     """A JSON string. Refuses what is not UTF-8."""
     cdef const uint8_t* at = <const uint8_t*>text
     cdef const uint8_t* end = at + size
@@ -161,6 +170,12 @@ cdef inline int put_stretch(Buffer* out, const uint8_t** from_, const uint8_t* s
             memcpy(to, at, 8)
             to += 8
             at += 8
+        elif stop - at < 8 <= at - from_[0] and eight_plain(stop - 8):
+            # The last few together with some before them, which were plain too, and so stand there as they are.
+            step = stop - at
+            memcpy(to + step - 8, stop - 8, 8)
+            to += step
+            at = stop
         elif at[0] < 0x80:
             to += put_ascii(to, at[0])
             at += 1
@@ -203,7 +218,7 @@ cdef inline int put_ascii(char* to, uint8_t c) noexcept nogil:
     return 2
 
 
-cdef inline int put_fraction(Buffer* out, uint64_t nanoseconds) except -1:
+cdef inline int put_fraction(Buffer* out, uint64_t nanoseconds) except -1 nogil:
     """`.mmm`, `.mmmuuu` or `.mmmuuunnn`, the shortest that loses nothing; nothing for zero."""
     if nanoseconds == 0:
         return PUT_GOOD
@@ -216,7 +231,7 @@ cdef inline int put_fraction(Buffer* out, uint64_t nanoseconds) except -1:
     return put_unsigned(out, nanoseconds // 1000000, 3)
 
 
-cdef inline int put_clock(Buffer* out, int64_t seconds, uint64_t nanoseconds) except -1:
+cdef inline int put_clock(Buffer* out, int64_t seconds, uint64_t nanoseconds) except -1 nogil:
     """`HH:MM:SS` and the fraction."""
     return (put_unsigned(out, seconds // 3600, 2) or put(out, b":", 1)
             or put_unsigned(out, seconds // 60 % 60, 2) or put(out, b":", 1)
@@ -231,7 +246,7 @@ cdef inline void write_digits(char* to, uint32_t value, int digits) noexcept nog
         value //= 10
 
 
-cdef inline int put_day(Buffer* out, int64_t days) except -1:
+cdef inline int put_day(Buffer* out, int64_t days) except -1 nogil:
     """As write_day."""
     cdef int refused = reserve(out, DAY_BYTES)
     if refused:
@@ -271,7 +286,7 @@ cdef inline bint is_infinite(int64_t ticks) noexcept nogil:
     return ticks == INT64_MAX or ticks == -INT64_MAX
 
 
-cdef inline int put_timestamp(Buffer* out, int64_t ticks, int64_t per_second) except -1:
+cdef inline int put_timestamp(Buffer* out, int64_t ticks, int64_t per_second) except -1 nogil:
     """RFC 3339 in UTC with its quotes; null for infinities and outside the years 1 to 9999."""
     cdef int64_t seconds = ticks // per_second
     cdef int64_t rest = ticks % per_second

@@ -6,7 +6,7 @@ text is looked into.
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_RawFree
 from libc.stdint cimport INT32_MAX, INT64_MAX, int64_t, uint8_t, uint32_t, uint64_t
 
 from edgeprofile._record cimport (
@@ -109,7 +109,7 @@ cdef bytes render(const View* view, Template template, tuple slots, uint64_t byt
             raise AnswerTooLarge(bytes_max + 1, bytes_max)
         return PyBytes_FromStringAndSize(out.start, out.size)
     finally:
-        PyMem_Free(out.start)
+        PyMem_RawFree(out.start)
 
 
 cdef uint64_t begin(Buffer* out, uint64_t bytes_max) noexcept:

@@ -6,7 +6,7 @@ row becomes no Python object; what leaves is the segment, one key and location a
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc
+from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_RawFree
 from libc.stdint cimport INT64_MAX, INT64_MIN, UINT32_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
@@ -32,6 +32,14 @@ cdef enum:
     DEPTH_MAX = 64
 
 REASONS = {PUT_TOO_LARGE: "record_too_large", PUT_BAD_UTF8: "invalid_utf8", PUT_BAD_JSON: "invalid_json"}
+
+
+ctypedef struct Made:
+    # What became of a row: left out, refused for the reason `code`, or a record of that size in the segment.
+    bint is_skipped
+    int code
+    uint32_t start
+    uint32_t size
 
 
 # --- rows ----------------------------------------------------------------------------------------------------------
@@ -69,6 +77,8 @@ cdef class Encoder:
     cdef int count, first_nested, hashed
     cdef bint has_updated, has_tail
     cdef bytes opening
+    cdef const char* opening_text
+    cdef size_t opening_bytes
     cdef int64_t updated_us
     cdef Buffer body
     cdef Buffer segment
@@ -90,6 +100,8 @@ cdef class Encoder:
         self.has_tail = has_tail
         self.hashed = hashed
         self.opening = b"," + json.dumps(nested).encode() + b":{"
+        self.opening_text = PyBytes_AS_STRING(self.opening)
+        self.opening_bytes = PyBytes_GET_SIZE(self.opening)
         self.updated_us = updated_us
         self.names_kept = []
         self.columns = <Column*>PyMem_Calloc(len(types), sizeof(Column))
@@ -107,8 +119,8 @@ cdef class Encoder:
                 free_children(self.columns + i)
         PyMem_Free(self.columns)
         PyMem_Free(self.ends)
-        PyMem_Free(self.body.start)
-        PyMem_Free(self.segment.start)
+        PyMem_RawFree(self.body.start)
+        PyMem_RawFree(self.segment.start)
 
     cdef int grow(self, Column* column, object type, str name, int depth) except -1:
         cdef bytes key
@@ -142,7 +154,7 @@ cdef class Encoder:
         cdef ArrowSchema schema
         cdef ArrowArray array
         cdef int64_t row = first_row
-        cdef int i
+        cdef int i, failed
         cdef list entries = [], refused = [], contents = [], hashes = []
         self.segment.size = 0
         memset(&schema, 0, sizeof(schema))
@@ -154,7 +166,9 @@ cdef class Encoder:
                 fit(self.columns + i, schema.children[i])
             while True:
                 memset(&array, 0, sizeof(array))
-                if source.get_next(source, &array):
+                with nogil:
+                    failed = source.get_next(source, &array)
+                if failed:
                     raise broken(source)
                 if array.release == NULL:
                     break
@@ -171,40 +185,69 @@ cdef class Encoder:
     cdef bytes encode_rows(self, const ArrowArray* array, skipped, int64_t first_row, uint32_t number,
                            list entries, list refused, list hashes):
         cdef int64_t i
-        cdef int code
-        cdef size_t key_bytes, start
+        cdef int64_t kept
+        cdef size_t key_bytes
         cdef const char* key
-        cdef uint64_t content
+        cdef uint32_t place[3]  # reader.PLACE
         cdef bint skips = bool(skipped)
         cdef bytes contents = PyBytes_FromStringAndSize(NULL, 8 * array.length)
         cdef bytes hashed = PyBytes_FromStringAndSize(NULL, 4 * array.length if self.hashed >= 0 else 0)
-        cdef size_t kept = 0
-        cdef uint32_t place[3]  # reader.PLACE
+        cdef char* contents_text = PyBytes_AS_STRING(contents)
+        cdef char* hashed_text = PyBytes_AS_STRING(hashed)
         cdef Column* primary = self.columns + self.count
-        for i in range(self.count + 1 + self.has_updated):
-            bind(self.columns + i, array.children[i])
+        cdef Made* made = <Made*>PyMem_Calloc(array.length + 1, sizeof(Made))
+        if made == NULL:
+            raise MemoryError()
+        try:
+            for i in range(self.count + 1 + self.has_updated):
+                bind(self.columns + i, array.children[i])
+            if skips:
+                for i in range(array.length):
+                    made[i].is_skipped = first_row + i in skipped
+            # Without the interpreter's lock, so that the batch before is written meanwhile.
+            with nogil:
+                kept = self.make(array, made, contents_text, hashed_text)
+            place[0] = number
+            for i in range(array.length):
+                if made[i].is_skipped:
+                    continue
+                if made[i].code:
+                    refused.append((first_row + i, REASONS[made[i].code]))
+                    continue
+                place[1] = made[i].start
+                place[2] = made[i].size
+                key = text_at(primary, array.offset + i + primary.array.offset, &key_bytes)
+                entries.append((key[:key_bytes], PyBytes_FromStringAndSize(<char*>place, sizeof(place))))
+        finally:
+            PyMem_Free(made)
+        hashes.append(hashed[:4 * kept if self.hashed >= 0 else 0])
+        return contents[:8 * kept]
+
+    cdef int64_t make(self, const ArrowArray* array, Made* made, char* contents, char* hashed) except -1 nogil:
+        """Encodes the rows that are not skipped; returns how many of them were good."""
+        cdef int64_t i, kept = 0
+        cdef size_t key_bytes, start
+        cdef const char* key
+        cdef uint64_t content
+        cdef Column* primary = self.columns + self.count
         for i in range(array.length):
-            if skips and first_row + i in skipped:
+            if made[i].is_skipped:
                 continue
             key = text_at(primary, array.offset + i + primary.array.offset, &key_bytes)
             start = self.segment.size
-            code = self.encode_row(array.offset + i, key, key_bytes, &content)
-            if code:
+            made[i].code = self.encode_row(array.offset + i, key, key_bytes, &content)
+            if made[i].code:
                 self.segment.size = start
-                refused.append((first_row + i, REASONS[code]))
                 continue
-            place[0] = number
-            place[1] = <uint32_t>start
-            place[2] = <uint32_t>(self.segment.size - start)
-            entries.append((key[:key_bytes], PyBytes_FromStringAndSize(<char*>place, sizeof(place))))
-            memcpy(PyBytes_AS_STRING(contents) + 8 * kept, &content, 8)
+            made[i].start = <uint32_t>start
+            made[i].size = <uint32_t>(self.segment.size - start)
+            memcpy(contents + 8 * kept, &content, 8)
             if self.hashed >= 0:
-                self.put_hash(array.offset + i, PyBytes_AS_STRING(hashed) + 4 * kept)
+                self.put_hash(array.offset + i, hashed + 4 * kept)
             kept += 1
-        hashes.append(hashed[:4 * kept])
-        return contents[:8 * kept]
+        return kept
 
-    cdef void put_hash(self, int64_t row, char* to) noexcept:
+    cdef void put_hash(self, int64_t row, char* to) noexcept nogil:
         """The low half of the checksum of the field that is hashed."""
         cdef Column* column = self.columns + self.hashed
         cdef size_t size
@@ -212,7 +255,7 @@ cdef class Encoder:
         cdef uint64_t hash = checksum(0, text, size)
         memcpy(to, &hash, 4)
 
-    cdef int encode_row(self, int64_t row, const char* key, size_t key_bytes, uint64_t* content) except -1:
+    cdef int encode_row(self, int64_t row, const char* key, size_t key_bytes, uint64_t* content) except -1 nogil:
         """Appends one record to the segment."""
         cdef uint8_t bitmap[BITMAP_BYTES_MAX]
         cdef int present = 0, code
@@ -241,17 +284,15 @@ cdef class Encoder:
         content[0] = checksum(content[0], self.body.start, fields_bytes)
         return self.append(bitmap, present, key, key_bytes, updated_us)
 
-    cdef int put_fields(self, int64_t row, uint8_t* bitmap, int* present) except -1:
+    cdef int put_fields(self, int64_t row, uint8_t* bitmap, int* present) except -1 nogil:
         """`{f,f,…,"_audiences":{a,a,…`, without what closes it."""
         cdef int number, code
         cdef Column* column
-        cdef const char* opening = PyBytes_AS_STRING(self.opening)
-        cdef size_t opening_bytes = PyBytes_GET_SIZE(self.opening)
         code = put(&self.body, b"{", 1)
         for number in range(self.count):
             column = self.columns + number
             if number == self.first_nested:
-                code = code or put(&self.body, opening, opening_bytes)
+                code = code or put(&self.body, self.opening_text, self.opening_bytes)
             if code:
                 return code
             if is_null(column, row + column.array.offset):
@@ -263,10 +304,10 @@ cdef class Encoder:
             self.ends[present[0]] = <uint32_t>self.body.size
             present[0] += 1
         if self.first_nested == self.count:
-            code = code or put(&self.body, opening, opening_bytes)
+            code = code or put(&self.body, self.opening_text, self.opening_bytes)
         return code
 
-    cdef bint read_updated(self, int64_t row, int64_t* updated_us) noexcept:
+    cdef bint read_updated(self, int64_t row, int64_t* updated_us) noexcept nogil:
         """The row's own time, in microseconds; False for a row without one, which keeps the time of the refresh."""
         cdef Column* column = self.columns + self.count + 1
         cdef int64_t at = row + column.array.offset
@@ -285,7 +326,7 @@ cdef class Encoder:
         return True
 
     cdef int append(self, const uint8_t* bitmap, int present, const char* key, size_t key_bytes,
-                    int64_t updated_us) except -1:
+                    int64_t updated_us) except -1 nogil:
         """Header, table and body, as the grammar has them."""
         cdef int bitmap_bytes = (self.count + 7) // 8
         cdef int width = 2 if self.body.size < 1 << 16 else 4
@@ -299,7 +340,8 @@ cdef class Encoder:
         if size > RECORD_BYTES_MAX:
             return PUT_TOO_LARGE
         if reserve(&self.segment, size):
-            raise SourceError("the warehouse gave more rows at once than a segment of 4 GiB can hold")
+            with gil:
+                raise SourceError("the warehouse gave more rows at once than a segment of 4 GiB can hold")
         record = self.segment.start + self.segment.size
         record[0] = FORMAT
         record[1] = width
@@ -308,10 +350,12 @@ cdef class Encoder:
         memcpy(record + 16, &updated_us, 8)
         memcpy(record + HEADER_BYTES, bitmap, bitmap_bytes)
         to = record + HEADER_BYTES + bitmap_bytes
-        for i in range(present):
-            memcpy(to, self.ends + i, width)  # little-endian, so the low bytes come first
-            to += width
-        memcpy(to, self.body.start, self.body.size)
+        if width == 2:
+            for i in range(present):
+                memcpy(to + 2 * i, self.ends + i, 2)  # little-endian, so the low bytes come first
+        else:
+            memcpy(to, self.ends, 4 * present)
+        memcpy(to + width * present, self.body.start, self.body.size)
         check = record_check(key, key_bytes, record, size)
         memcpy(record + 8, &check, 8)
         self.segment.size += size

@@ -6,7 +6,7 @@ is passed without being opened, and a place is a time and a count, so that it me
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from cpython.mem cimport PyMem_Free
+from cpython.mem cimport PyMem_RawFree
 from libc.stdint cimport INT32_MAX, INT64_MAX, INT64_MIN, UINT64_MAX, int64_t, uint32_t, uint64_t
 
 from edgeprofile._events cimport History, Names
@@ -233,7 +233,7 @@ cdef class Walk(History):
                 put(&out, b"}", 1)
             return PyBytes_FromStringAndSize(out.start, out.size)
         finally:
-            PyMem_Free(out.start)
+            PyMem_RawFree(out.start)
 
     def kinds(self):
         cdef Kind table[TABLE]

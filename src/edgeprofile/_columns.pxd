@@ -30,7 +30,7 @@ cdef object broken(ArrowArrayStream* source)
 cdef int fit(Column* column, const ArrowSchema* schema) except -1
 cdef int bind(Column* column, const ArrowArray* array) except -1
 cdef void free_children(Column* column) noexcept
-cdef int put_value(Buffer* out, Column* column, int64_t row) except -1
+cdef int put_value(Buffer* out, Column* column, int64_t row) except -1 nogil
 
 
 cdef inline bint is_null(const Column* column, int64_t at) noexcept nogil:

@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from edgeprofile import commands, keys
@@ -43,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="edgeprofile", description="Serve customer profiles from a data warehouse over HTTP, at the edge."
     )
-    top.add_argument("--version", action="version", version=f"edgeprofile {version('edgeprofile')}")
+    top.add_argument("--version", action=_Version)
     added = top.add_subparsers(required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
@@ -108,6 +107,19 @@ def parser() -> argparse.ArgumentParser:
     command = config.add_parser("check", parents=[common], help="read the settings, plan the model, name every problem")
     command.set_defaults(run=commands.run_config_check)
     return top
+
+
+class _Version(argparse.Action):
+    """Prints the version, which is read from the package's metadata only then: that takes as long as all the rest."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="show program's version number and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"edgeprofile {version('edgeprofile')}")
+        parser.exit()
 
 
 def _port(text: str) -> int:

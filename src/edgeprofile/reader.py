@@ -17,6 +17,7 @@ record on its own would waste a fifth of the file, one of 2.1 KB half of it.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import subprocess
 import sys
@@ -282,29 +283,34 @@ def verify(folder: Path) -> snapshot.Manifest:
     return manifest
 
 
-def read_back(folder: Path, manifest: snapshot.Manifest) -> None:
-    """Opens and samples a build's file in a process of its own, as a worker will: a fault there must not end this one.
+@contextlib.contextmanager
+def reading_back(folder: Path) -> Iterator[Callable[[Path, snapshot.Manifest], None]]:
+    """What opens and samples a build's file in a process of its own, as a worker will: a fault there must not end this
+    one. The process starts at once, so that it is ready when the file is, and opens nothing before it is called.
 
-    Raises SnapshotDamaged.
+    The call raises SnapshotDamaged.
     """
-    try:
-        done = subprocess.run(
-            # Without the current folder on the path, where a file of a customer's may be named like a module.
-            [sys.executable, "-P", "-m", "edgeprofile.reader", str(folder)],
-            input=msgspec.json.encode(manifest),
-            capture_output=True,
-            timeout=VERIFY_SECONDS_MAX,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise SnapshotDamaged(f"the snapshot could not be read back within {VERIFY_SECONDS_MAX} s") from None
-    if done.returncode != 0:
-        why = done.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1][:200]
-        raise SnapshotDamaged(f"the snapshot that was built cannot be read back: {why}")
+    # Without the current folder on the path, where a file of a customer's may be named like a module.
+    command, pipe = [sys.executable, "-P", "-m", "edgeprofile.reader", str(folder)], subprocess.PIPE
+
+    def read_back(_: Path, manifest: snapshot.Manifest) -> None:
+        try:
+            complaints = process.communicate(msgspec.json.encode(manifest), VERIFY_SECONDS_MAX)[1]
+        except subprocess.TimeoutExpired:
+            raise SnapshotDamaged(f"the snapshot could not be read back within {VERIFY_SECONDS_MAX} s") from None
+        if process.returncode != 0:
+            why = complaints.decode(errors="replace").strip().rsplit("\n", 1)[-1][:200]
+            raise SnapshotDamaged(f"the snapshot that was built cannot be read back: {why}")
+
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        try:
+            yield read_back
+        finally:
+            process.kill()
 
 
 if __name__ == "__main__":
-    # See read_back: what a worker is to open, another opened first.
+    # See reading_back: what a worker is to open, another opened first.
     opened = Reader(Path(sys.argv[1]), msgspec.json.decode(sys.stdin.buffer.read(), type=snapshot.Manifest))
     opened.check_samples()
     opened.close()

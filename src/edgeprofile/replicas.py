@@ -37,7 +37,7 @@ from edgeprofile.errors import (
 )
 from edgeprofile.loader.following import follow
 from edgeprofile.objectstore import SEND_AGAIN, Store
-from edgeprofile.reader import read_back
+from edgeprofile.reader import reading_back
 from edgeprofile.settings import Settings
 
 FORMAT = 1
@@ -322,7 +322,8 @@ def _publish(home: Path, building: Path, manifest: snapshot.Manifest, at: snapsh
             snapshot.folder(home, made.name).rename(building.with_name(f"{snapshot.BUILDING}{made.name}"))
 
     # Nothing is live of a replica, but it has the files in which it would be.
-    snapshot.publish(home, building, manifest_of, verify, partial(follow, home), manifest.file_bytes, at)
+    with reading_back(building) as read_back:
+        snapshot.publish(home, building, manifest_of, verify, partial(follow, home), manifest.file_bytes, at)
 
 
 # --- both ways -----------------------------------------------------------------------------------------------------

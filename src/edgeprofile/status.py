@@ -9,18 +9,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import TYPE_CHECKING, Literal, TextIO
 
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from edgeprofile import health, snapshot
 from edgeprofile.errors import EdgeprofileError
 from edgeprofile.keys import Key
 from edgeprofile.outcomes import SUCCESSES, Outcome
 from edgeprofile.settings import Settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 LOG_INTERVAL_S = 10.0
 Report = Callable[[str, float, float], None]
@@ -32,6 +33,10 @@ def progress(stream: TextIO) -> Iterator[Report]:
     if not stream.isatty():
         yield _lines(stream)
         return
+    # Only here, as it takes longer to import than many a command takes.
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -234,6 +239,8 @@ def print_keys(keys: list[Key]) -> None:
 
 def _table(*whole: str, last: tuple[str, ...]) -> Table:
     """A table whose first columns are never cut, because people copy what stands in them."""
+    from rich.table import Table
+
     table = Table()
     for name in whole:
         table.add_column(name, no_wrap=True, overflow="ignore")
@@ -247,6 +254,8 @@ def _moment(seconds: object) -> str:
 
 
 def _console() -> Console:
+    from rich.console import Console
+
     # Off a terminal, as wide as its content: no name may be cut in a log.
     # What stands in brackets is text, never markup: a key's name and a message may hold any.
     return Console(width=None if sys.stdout.isatty() else 250, markup=False, emoji=False, highlight=False)

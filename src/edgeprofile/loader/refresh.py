@@ -31,7 +31,7 @@ from edgeprofile.loader.rows import Progress
 from edgeprofile.loader.source import Source, open_source
 from edgeprofile.loader.writer import WriterError, store_error
 from edgeprofile.outcomes import Attempt, Outcome
-from edgeprofile.reader import read_back
+from edgeprofile.reader import reading_back
 from edgeprofile.settings import Settings, Workspace
 
 
@@ -180,7 +180,8 @@ def _cycle(
 
     void(home, fold.void, served)
     catch_up = partial(follow, home)
-    manifest = snapshot.publish(home, building, manifest_of, read_back, catch_up, built.pages_bytes, at)
+    with reading_back(building) as verify:
+        manifest = snapshot.publish(home, building, manifest_of, verify, catch_up, built.pages_bytes, at)
     _clean_up(home, workspace)
     return attempt.ended(
         "published",

@@ -8,6 +8,7 @@ import os
 import shutil
 import struct
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,6 +38,9 @@ class Writer:
 
     A key out of order is an error of LMDB's. Writes go through the file and not through a writable map, so that
     a full disk is an OSError or lmdb.Error here and never a SIGBUS. Nothing is durable before the file is synced.
+
+    One transaction is written by a thread, most of it in the kernel, while the caller makes the next: what it ended in
+    is raised by the call after it, and by `used_bytes` at last.
     """
 
     def __init__(self, path: Path) -> None:
@@ -54,30 +58,37 @@ class Writer:
             self.env.open_db, DATABASES
         )
         self.segments = self.event_segments = 0
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
 
     def add_segment(self, segment: bytes, entries: Entries, originals: Entries = ()) -> None:
         """One transaction: records, and the place in it of each profile, and of each row that has updates over it."""
-        with self.env.begin(write=True) as txn:
-            txn.put(SEGMENT_KEY.pack(self.segments), segment, append=True, db=self.records)
-            _append(txn, self.profiles, entries)
-            _append(txn, self.originals, originals)
+        records = [(SEGMENT_KEY.pack(self.segments), segment)]
+        self._add((self.records, records), (self.profiles, entries), (self.originals, originals))
         self.segments += 1
 
     def add_identifiers(self, entries: Entries) -> None:
         """One transaction of identifiers."""
-        with self.env.begin(write=True) as txn:
-            _append(txn, self.identifiers, entries)
+        self._add((self.identifiers, entries))
 
     def add_events(self, segment: bytes, histories: Entries) -> None:
         """One transaction: blocks of events, if there are any, and the directories that are complete with them."""
-        with self.env.begin(write=True) as txn:
-            if segment:
-                txn.put(SEGMENT_KEY.pack(self.event_segments), segment, append=True, db=self.events)
-                self.event_segments += 1
-            _append(txn, self.histories, histories)
+        blocks = [(SEGMENT_KEY.pack(self.event_segments), segment)] if segment else []
+        self._add((self.events, blocks), (self.histories, histories))
+        self.event_segments += len(blocks)
+
+    def _add(self, *added: tuple[Any, Entries]) -> None:
+        self._finish()
+        self._writing = self._thread.submit(_append, self.env, added)
+
+    def _finish(self) -> None:
+        """Waits for the transaction that is being written. No more than one is, so that memory stays bounded."""
+        if self._writing is not None:
+            self._writing.result()
 
     def used_bytes(self) -> int:
-        """How many bytes of the file are in use."""
+        """How many bytes of the file are in use, all that was added being written."""
+        self._finish()
         return int((self.env.info()["last_pgno"] + 1) * self.env.stat()["psize"])
 
     def __enter__(self) -> Writer:
@@ -85,15 +96,18 @@ class Writer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         # Also where the build fails: an open file would keep a full disk full.
+        self._thread.shutdown()
         self.env.close()
 
 
-def _append(txn: lmdb.Transaction, database: Any, entries: Entries) -> None:
-    """Appends all of them. A key that is out of order, or there already, putmulti leaves out and does not count."""
-    with txn.cursor(database) as cursor:
-        _, added = cursor.putmulti(entries, append=True)
-    if added != len(entries):
-        raise lmdb.KeyExistsError("a key is out of order, or there twice")
+def _append(env: lmdb.Environment, added: Sequence[tuple[Any, Entries]]) -> None:
+    """Appends to each database. A key out of order, or there already, putmulti leaves out and does not count."""
+    with env.begin(write=True) as txn:
+        for database, entries in added:
+            with txn.cursor(database) as cursor:
+                _, count = cursor.putmulti(entries, append=True)
+            if count != len(entries):
+                raise lmdb.KeyExistsError("a key is out of order, or there twice")
 
 
 def is_cut_short(path: Path) -> bool:
