@@ -302,6 +302,7 @@ class Service:
         if any(workspace.batch for workspace in self.settings.workspaces.values()):
             until(lambda: self.gateway() and is_served(self.settings.data_dir / wire.GATEWAY), "the gateway is up")
         until(lambda: len(self.workers()) == self.workers_wanted and self._readiness() == ready, "the service is up")
+        until(lambda: not self.admin_port or is_listening(self.admin_port), "the admin listener takes connections")
         return self
 
     def watch(self, under: Sequence[str] = ()) -> subprocess.Popen[bytes]:
@@ -466,6 +467,12 @@ def own_name(pid: int) -> str:
     except (FileNotFoundError, ProcessLookupError):
         return ""
     return name.removeprefix("edgeprofile-").strip() if name.startswith("edgeprofile-") else ""
+
+
+def is_listening(port: int) -> bool:
+    """Whether connections to a port of this machine are taken."""
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
 
 
 def is_served(path: Path) -> bool:

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
-from service import DECLARED, HOST, Service, exchange, request, until
+from service import DECLARED, HOST, Service, exchange, is_listening, request, until
 from starlette.types import Message, Receive, Scope, Send
 from test_server_life import is_running
 from test_shared_map import COUNTERS, workers
@@ -389,11 +389,6 @@ def test_an_admin_listener_that_dies_is_replaced_and_the_workers_stay(service: S
     until(lambda: service.admin() not in (None, killed) and is_listening(service.admin_port), "it is back")
     assert requests(scrape(service))["native", "200"] == 2
     assert service.workers() == workers
-
-
-def is_listening(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((HOST, port)) == 0
 
 
 def test_a_supervisor_may_tell_all_processes_to_end_at_once(service: Service) -> None:
