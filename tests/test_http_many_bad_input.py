@@ -420,7 +420,8 @@ def test_a_damaged_record_fails_the_batches_that_ask_for_it_and_no_others(make_s
             asked = {"profiles": [{"id": "p10"}, bad, {"id": "p11"}]}
             answer = service.ask(many(asked, key, ("X-Request-Id", f"look-{number}")))
             assert_problem(answer, 500, "internal_error")
-            assert f"request look-{number}: a record of snapshot" in service.log()
+            said = f"request look-{number}: a record of snapshot"
+            until(lambda said=said: said in service.log(), "the log says so")
             assert f"p{number}" not in service.log()
     good = [{"id": f"p{number}"} for number in (10, 11, 12, 14, 16, 17, 18, 19)]
     assert [one["id"] for one in service.ask(many({"profiles": good}, key)).json()["profiles"]] == [

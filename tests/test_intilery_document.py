@@ -30,10 +30,14 @@ client = "intilery"
 account = "marketing"
 brand = "MARKETING"
 id_types = {{ id = "id", userId = "externalId", email = "email" }}
-created_by = "createdBy"
-source = "source"
-received = "receivedTime"
+{named}
 """
+# What of the rest of a profile and of events each sample has.
+NAMED = {
+    "traits": "",
+    "events": 'source = "source"\nreceived = "receivedTime"',
+    "meta": 'created_by = "createdBy"\nreceived = "receivedTime"',
+}
 EVENTS_DECLARED = """
 [workspaces.{name}.events]
 sql = "SELECT * FROM events"
@@ -85,8 +89,11 @@ def load(service: Service, workspace: str, profile: dict[str, Any], events: list
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A workspace for each of the three samples, whose profiles differ."""
-    spaces = {name: PROFILES_DECLARED.format(name=name, audiences="") for name in ("traits", "events")}
-    spaces["meta"] = PROFILES_DECLARED.format(name="meta", audiences='audiences = ["audience_board", "other"]')
+    audiences = {"traits": "", "events": "", "meta": 'audiences = ["audience_board", "other"]'}
+    spaces = {
+        name: PROFILES_DECLARED.format(name=name, audiences=declared, named=NAMED[name])
+        for name, declared in audiences.items()
+    }
     for name in ("events", "meta"):
         spaces[name] += EVENTS_DECLARED.format(name=name)
     made = Service(tmp_path_factory.mktemp("document"), spaces)

@@ -81,7 +81,8 @@ def test_slow_clients_with_a_key_hold_up_nobody_and_take_little(served: Service)
 
 def test_a_thousand_idle_connections_are_all_answered_and_given_back(served: Service) -> None:
     key, workers = served.key(), served.workers()
-    opened = {pid: descriptors(pid) for pid in workers}
+    # A worker may still be closing what an earlier client had.
+    opened = {pid: min(descriptors(pid) for _ in range(50)) for pid in workers}
     idle = [served.connect() for _ in range(IDLE)]
     for _ in range(2):
         for connection in idle:

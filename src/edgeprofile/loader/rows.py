@@ -12,7 +12,7 @@ from edgeprofile._record import Batch, Encoder
 from edgeprofile.errors import RefreshRefused
 from edgeprofile.loader.source import Source
 
-BATCH_ROWS_FIRST, BATCH_ROWS_MAX = 2_048, 32_768
+BATCH_ROWS_FIRST, BATCH_ROWS_MAX = 2_048, 16_384
 SEGMENT_BYTES_AIM = 16 * 1024 * 1024
 REJECTS_LISTED = 100
 
