@@ -87,7 +87,7 @@ class ExportQueue:
         """Has a process write an export. One that ends badly, or takes too long, has failed."""
         command = (*CHILD, str(self._home), export.id, str(os.getpid()))
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, process_group=0
+            *command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
         )
         told = b""
         try:

@@ -29,6 +29,10 @@ def be_gentle() -> None:
     What the system does not let it do is left. Call it before there are threads, which inherit all of it.
     """
     os.nice(NICENESS)
+    if os.getsid(0) == os.getpid():
+        # Linux shares the processor among sessions before it looks at who is nice within one. See sched(7).
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(NICENESS))
     number = IOPRIO_SET.get(platform.machine())
     if number is not None:
         ctypes.CDLL(None).syscall(number, IOPRIO_WHO_PROCESS, 0, IOPRIO_IDLE)

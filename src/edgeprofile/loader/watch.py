@@ -225,7 +225,7 @@ class Watched:
             *map(str, attempt),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            process_group=0,  # so that a terminal's Ctrl-C reaches it by way of this process alone
+            start_new_session=True,  # a terminal's Ctrl-C reaches it by way of this process alone; and see be_gentle
         )
         try:
             async with asyncio.timeout(self._timeout_s):
