@@ -393,6 +393,8 @@ def test_a_load_is_gentle_and_the_first_to_go_but_the_watcher_is_not(watch: Watc
     assert niceness[pid] == min(niceness[process.pid] + processes.NICENESS, 19)
     session = Path(f"/proc/{pid}/autogroup")  # where the kernel has such
     assert not session.exists() or session.read_text().split()[-1] == str(processes.NICENESS)
+    left = os.sched_getaffinity(process.pid) - os.sched_getaffinity(pid)
+    assert len(left) == (1 if len(os.sched_getaffinity(process.pid)) > 1 else 0)
     threads = [int(thread.name) for thread in Path(f"/proc/{pid}/task").iterdir()]
     # Those of a thread that has ended meanwhile cannot be had.
     assert {priority_of_io(thread) for thread in threads} - {-1} == {processes.IOPRIO_IDLE}

@@ -15,7 +15,7 @@ import msgspec
 
 from edgeprofile import logs
 from edgeprofile.errors import EdgeprofileError, LoaderBusy, SettingsError
-from edgeprofile.loader.process import be_gentle, end_with_parent, interruptible
+from edgeprofile.loader.process import be_gentle, end_with_parent, interruptible, leave_a_processor
 from edgeprofile.loader.refresh import refresh
 from edgeprofile.outcomes import BUSY, Attempt, Outcome
 from edgeprofile.settings import Log, load
@@ -27,6 +27,7 @@ def main(file: str, workspace: str, parent: str, *begun: str) -> None:
     """Refreshes a workspace of the settings in `file` for the process `parent`. `begun` is its Attempt, if any."""
     end_with_parent(int(parent))
     be_gentle()
+    leave_a_processor()
     logs.configure(Log())
     attempt = Attempt(*map(float, begun)) if begun else Attempt.begin()
     outcome: Outcome | None = None

@@ -25,7 +25,7 @@ from edgeprofile._store import Store
 from edgeprofile.attributes import NATIVE
 from edgeprofile.errors import EdgeprofileError, UsageError
 from edgeprofile.exports import Export
-from edgeprofile.loader.process import be_gentle, end_with_parent
+from edgeprofile.loader.process import be_gentle, end_with_parent, leave_a_processor
 from edgeprofile.reader import LIVE_DATABASES, open_current, read_events_schema, read_schema
 from edgeprofile.record import Schema, json_text
 
@@ -46,6 +46,7 @@ def write(home: Path, export: Export) -> Export:
     profiles = 0
     with frozen(home, export.id) as store:
         be_gentle()
+        leave_a_processor()
         with part.open("wb") as file:
             with gzip.GzipFile("", "wb", LEVEL, file, mtime=0) as packed:
                 for ids in _ids(store):

@@ -58,7 +58,7 @@ class Source:
             "autoinstall_known_extensions": False,
             "python_enable_replacements": False,
         }
-        cores = os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
         fitting = max(1, loader.memory_limit_bytes // THREAD_BYTES)
         config["threads"] = loader.threads or min(cores, fitting)
         # The file itself is what is connected to, so that the model may name it as it does everywhere else.
