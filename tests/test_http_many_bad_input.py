@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 from conftest import MakeService
@@ -415,13 +416,15 @@ def test_a_damaged_record_fails_the_batches_that_ask_for_it_and_no_others(make_s
     snapshot.point_current(service.home(), copied.name)
     service.start()
 
+    def is_said(number: int) -> bool:
+        return f"request look-{number}: a record of snapshot" in service.log()
+
     for number in (13, 15):
         for bad in ({"id": f"p{number}"}, {"namespace": "email", "value": f"mail{number}"}):
             asked = {"profiles": [{"id": "p10"}, bad, {"id": "p11"}]}
             answer = service.ask(many(asked, key, ("X-Request-Id", f"look-{number}")))
             assert_problem(answer, 500, "internal_error")
-            said = f"request look-{number}: a record of snapshot"
-            until(lambda said=said: said in service.log(), "the log says so")
+            until(partial(is_said, number), "the log says so")
             assert f"p{number}" not in service.log()
     good = [{"id": f"p{number}"} for number in (10, 11, 12, 14, 16, 17, 18, 19)]
     assert [one["id"] for one in service.ask(many({"profiles": good}, key)).json()["profiles"]] == [
