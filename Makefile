@@ -25,7 +25,7 @@ COMPILED := $(patsubst ext/%.pyx,edgeprofile._%,$(wildcard ext/*.pyx))
 BUILD_REQUIRES := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")
 PROCESSORS = $(shell nproc)
 # One more process than there are processors, because tests wait for servers that start, and for polls.
-SIDE_BY_SIDE = --numprocesses=$$(($(PROCESSORS) + 1)) --dist=loadfile --no-loadscope-reorder
+SIDE_BY_SIDE = --numprocesses=$$(($(PROCESSORS) + 1)) --dist=loadfile --no-loadscope-reorder -m "not alone"
 
 .PHONY: help run test lint check-style check-types check-stubs check-cython bench soak build fuzz probe scan audit churn lock clean
 
@@ -37,6 +37,7 @@ run: $(VENV)/built ## make a sample shop, serve it, and print a request that wor
 
 test: lint ## check the code, then run all tests (or some, in one process: ARGS="-k limiter")
 	@python -m pytest $(or $(ARGS),$(SIDE_BY_SIDE))
+	@$(if $(ARGS),true,python -m pytest -m alone)
 
 lint: $(VENV)/test $(VENV)/built ## check style and types, of the compiled modules and their stubs too
 	@$(MAKE) --jobs=$(PROCESSORS) --output-sync check-types check-stubs check-cython check-style

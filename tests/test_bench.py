@@ -112,7 +112,7 @@ def test_pairs_alternate_in_who_goes_first() -> None:
 
 @pytest.mark.parametrize(("then", "alive"), [("", 1), (PAUSE, 2)], ids=["ended", "running"])
 def test_cpu_is_that_of_grandchildren_too(then: str, alive: int) -> None:
-    grandchild = f"import time\nwhile time.process_time() < 0.1: pass\n{then}"
+    grandchild = f"import time\nwhile time.process_time() < 0.3: pass\n{then}"
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}]); {PAUSE}"
     with Stage() as stage:
         running = stage.start([sys.executable, "-c", child])

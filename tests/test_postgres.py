@@ -323,6 +323,7 @@ def test_a_warehouse_may_be_given_years(model: Model) -> None:
 # --- many rows, and large ones -------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_memory_stays_bounded_however_many_rows_there_are(
     postgres: Postgres, database: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
