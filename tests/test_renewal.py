@@ -15,7 +15,7 @@ import pytest
 from authority import Authority, Issued, replace
 from conftest import PROFILES, MakeService
 from http2 import Http2
-from service import HOST, Connection, Service, exchange, request, until
+from service import HOST, Connection, Service, exchange, is_listening, request, until
 
 AUTHORITY = Authority()
 JANE = "/v1/profiles/id/12345"
@@ -27,8 +27,8 @@ TLS = f'tls_certificate = "server.pem"\ntls_key = "server.key"\n{SERVER}'
 def make_secured(make_service: MakeService) -> Callable[..., Service]:
     """Makes a service that speaks TLS and has profiles, and starts it."""
 
-    def make(workers: int = 1) -> Service:
-        service = make_service(server=TLS, context=AUTHORITY.client(), workers=workers)
+    def make(workers: int = 1, with_admin: bool = False) -> Service:
+        service = make_service(server=TLS, context=AUTHORITY.client(), workers=workers, with_admin=with_admin)
         AUTHORITY.issue().write(service.folder, "server")
         service.run_sql(PROFILES.replace("{ids}", "['a']"))
         service.load()
@@ -171,7 +171,7 @@ def told_expiry(service: Service) -> float:
 
 
 def test_half_a_renewal_changes_nothing_until_it_is_whole(make_secured: Callable[..., Service]) -> None:
-    service = make_secured()
+    service = make_secured(with_admin=True)
     first = presented(service)
     renewed = AUTHORITY.issue()
     replace(service.folder / "server.pem", renewed.pem)
@@ -183,6 +183,13 @@ def test_half_a_renewal_changes_nothing_until_it_is_whole(make_secured: Callable
     os.kill(victim, signal.SIGKILL)
     until(lambda: all_replaced(service, [victim]), "there is another worker")
     assert presented(service) == first
+
+    # So does the admin listener that takes another's.
+    admin = service.admin()
+    assert admin is not None
+    os.kill(admin, signal.SIGKILL)
+    until(lambda: service.admin() not in (None, admin) and is_listening(service.admin_port), "it is back")
+    assert b"\nedgeprofile_certificate_expiry_timestamp_seconds " in metrics(service)
 
     replace(service.folder / "server.key", renewed.key_pem)
     until(lambda: presented(service) == serial(renewed), "the certificate is the new one")

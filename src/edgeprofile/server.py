@@ -321,8 +321,6 @@ def _serve_admin(setup: Setup, host: str, started_at: float, listeners: list[soc
         expires_at = None if identity is None else identity.expires_at.timestamp()
         metrics = Exposition(settings, shared, started_at, workers=len(listeners), expires_at=expires_at)
         timeline = Timeline(shared)
-        identity = tls.read(settings)
-        expires_at = None if identity is None else identity.expires_at.timestamp()
         told = {"started_at": started_at, "workers": len(listeners), "certificate_expires_at": expires_at}
         overview = Overview(settings, shared, timeline, **told)
         pages = console.routes(overview, Inquiry(settings, shared), settings.server.admin_host)
