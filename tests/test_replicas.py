@@ -315,6 +315,19 @@ def test_a_sender_killed_at_any_step_leaves_what_is_in_the_store_whole(pair: Pai
     assert {path.name for path in pair.parts} == pair.needed()
 
 
+def test_what_a_killed_sender_had_half_written_goes_with_the_next(pair: Pair) -> None:
+    pair.load("first")
+    pair.send()
+    (listing,) = (pair.store / "snapshots").glob("*/manifest.json")
+    left = [pair.store / "CURRENT#1", pair.store / "parts" / f"{'0' * 64}#12", listing.with_name("manifest.json#1")]
+    for path in left:
+        path.write_bytes(b"half")
+    pair.load("second", rows=300)
+    pair.send()
+    assert [path for path in left if path.exists()] == []
+    assert pair.fetch().outcome == "published"
+
+
 def test_a_sender_that_was_killed_goes_on_where_it_was(far: Pair) -> None:
     name = far.load("first")
     assert killed("send", far.source, far.url, "part_sent")

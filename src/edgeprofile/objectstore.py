@@ -44,11 +44,12 @@ class Store:
             raise UsageError(f"an object store's URL begins with {', '.join(f'{each}://' for each in SCHEMES)}")
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise UsageError("credentials do not belong into the URL: they come from the environment")
+        self._folder = Path(unquote(parts.path)) if parts.scheme == "file" and not parts.netloc else None
         with _asking():
             if parts.scheme == "file":
-                if make and not parts.netloc:
+                if make and self._folder is not None:
                     # Customers' data, which is nobody's business but of those who are let in.
-                    Path(unquote(parts.path)).mkdir(mode=0o700, parents=True, exist_ok=True)
+                    self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._store = from_url(url)
             else:
                 # What is given here would else take the place of that variable.
@@ -68,6 +69,17 @@ class Store:
         """Puts an object, at once or not at all."""
         with _asking():
             obstore.put(self._store, path, content, use_multipart=False)
+
+    def remove_unfinished(self, prefix: str) -> None:
+        """Removes what killed writers left in a folder under these segments, where nobody writes at the moment.
+
+        An object is written beside its place there, by its name and a number; it is never listed. A bucket has none.
+        """
+        if self._folder is not None:
+            with _asking():
+                for path in (self._folder / prefix).rglob("*#*"):
+                    if re.search(r"#[0-9]+\Z", path.name):
+                        path.unlink(missing_ok=True)
 
     def sizes(self, prefix: str) -> dict[str, int]:
         """The objects whose paths begin with these segments, and how many bytes they have."""

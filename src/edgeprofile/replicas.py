@@ -125,6 +125,7 @@ def send(
             parts, sha256 = _hashes(file, part_bytes, progress)
             if sha256 != manifest.sha256:
                 raise SnapshotDamaged(f"snapshot {manifest.name}: {snapshot.PROFILES} does not match its SHA-256")
+            store.remove_unfinished(name)
             there = {} if force else store.sizes(f"{name}/{PARTS}")
             missing = {
                 part: number
