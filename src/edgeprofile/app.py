@@ -49,8 +49,11 @@ SHARED_MAP = "shared.map"
 SWITCH_INTERVAL_S = 0.0005
 
 
-def build_app(settings: Settings, life: Life | None = None) -> Front:
-    """The server of these settings. Its lifespan runs the watchers; without them nothing is ever opened."""
+def build_app(settings: Settings, life: Life | None = None, description: bytes | None = None) -> Front:
+    """The server of these settings. Its lifespan runs the watchers; without them nothing is ever opened.
+
+    `description` is what `openapi.encoded` gives, where that has been made before.
+    """
     life = life or Life()
     shared = open_shared(settings)
     workspaces = {name: Workspace(name, limited_slot(number)) for number, name in enumerate(settings.workspaces)}
@@ -64,7 +67,7 @@ def build_app(settings: Settings, life: Life | None = None) -> Front:
     app = Starlette(
         routes=[
             *native.routes(list(workspaces.values()), life),
-            *reference.routes(openapi.describe(settings), with_page=settings.server.docs),
+            *reference.routes(description or openapi.encoded(settings), with_page=settings.server.docs),
         ],
         exception_handlers=HANDLERS,
         lifespan=lambda _: _watching(shared, [Watcher(each) for each in watched]),

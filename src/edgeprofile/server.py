@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import errno
+import gc
 import logging
 import multiprocessing
 import os
@@ -24,7 +25,7 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
 from granian.server.embed import Server as EmbeddedServer
 
-from edgeprofile import gateway, logs, signing, tls
+from edgeprofile import gateway, logs, openapi, signing, tls
 from edgeprofile._front import Front
 from edgeprofile.api import console
 from edgeprofile.api.admin import build_admin
@@ -111,7 +112,7 @@ def serve(settings: Settings) -> None:
     # Workers get their sockets by being forked, which Python 3.14 does not do by default.
     multiprocessing.set_start_method("fork", force=True)
     renewals = tls.Renewals(settings)
-    setup = Setup(settings, tls.read(settings))
+    setup = Setup(settings, tls.read(settings), openapi.encoded(settings))
     # Opened here once, so that a folder that cannot be used is one line and not a crash of every worker.
     shared = open_shared(settings)
     shared.clear_counters()
@@ -127,6 +128,9 @@ def serve(settings: Settings) -> None:
     if admin_port:
         log.info("metrics on http://%s:%d/metrics and the console on /console there", admin_host, admin_port)
 
+    # A collection in a process that is forked neither looks at what is there by now nor makes a copy of it.
+    gc.collect()
+    gc.freeze()
     works = partial(_works, admin_host=admin_host, started_at=started_at, listeners=listeners)
     # All are forked before the first has a thread to look after it.
     keepers = {name: Keeper(name, work) for name, work in works(setup).items()}
@@ -199,7 +203,7 @@ def _reread(old: Setup) -> Setup:
         log.info("the settings have not changed")
         return old
     log.info("the settings have changed: workers are replaced one by one")
-    return Setup(settings, identity)
+    return Setup(settings, identity, openapi.encoded(settings))
 
 
 def _reidentified(old: Setup) -> Setup:
@@ -271,13 +275,13 @@ def _launch(listeners: list[socket.socket], setup: Setup, number: int, pulse: in
     server._ssp = server._sso = None
     holder: Any = SocketHolder  # which takes more than Granian's stub has
     server._shd = holder(listeners[number].fileno(), False, BACKLOG)
-    load = partial(_load, setup.settings, listeners, number, pulse)
+    load = partial(_load, setup, listeners, number, pulse)
     process: BaseProcess = server._spawn_worker(number, server._spawn_asgi_lifespan_worker, load).inner
     process.start()
     return process
 
 
-def _load(settings: Settings, listeners: list[socket.socket], number: int, pulse: int) -> Front:
+def _load(setup: Setup, listeners: list[socket.socket], number: int, pulse: int) -> Front:
     """Runs in each worker."""
     try:
         name_process("edgeprofile-wrk")
@@ -285,7 +289,7 @@ def _load(settings: Settings, listeners: list[socket.socket], number: int, pulse
         _close(listeners[:number] + listeners[number + 1 :])
         life = Life(listeners[number].fileno(), pulse)
         life.heed(loop)
-        front = build_app(settings, life)
+        front = build_app(setup.settings, life, setup.description)
         if isinstance(loop, Loop):
             loop.front = front
         return front
@@ -316,7 +320,7 @@ def _serve_admin(setup: Setup, host: str, started_at: float, listeners: list[soc
     """Runs in the admin listener's process, until that is killed."""
     try:
         _close(listeners)
-        settings, identity = setup
+        settings, identity = setup.settings, setup.identity
         shared = open_shared(settings)
         expires_at = None if identity is None else identity.expires_at.timestamp()
         metrics = Exposition(settings, shared, started_at, workers=len(listeners), expires_at=expires_at)

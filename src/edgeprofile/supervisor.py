@@ -40,10 +40,11 @@ log = logging.getLogger("edgeprofile")
 
 
 class Setup(NamedTuple):
-    """What workers are made of. One is told from another by being another, not by what is in it."""
+    """What workers are made of; `description` is their /openapi.json. One is told from another by being another."""
 
     settings: Settings
     identity: Identity | None
+    description: bytes = b""
 
 
 # Starts a worker of a setup, for the slot of this number, and with where to beat.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from importlib.resources import files
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -57,9 +56,9 @@ class Held:
         return Response(self._content, headers={**headers, "content-type": self._type})
 
 
-def routes(document: object, *, with_page: bool) -> list[Route]:
+def routes(document: bytes, *, with_page: bool) -> list[Route]:
     """The routes of these, of which none needs a key; without those of the page if it is not wanted."""
-    description = Held(msgspec.json.encode(document), "application/json")
+    description = Held(document, "application/json")
 
     async def described(request: Request) -> Response:
         return description.answer(request)
