@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from bench_latency import RATE, lateness, quantiles
 from generated import Generated, lacking_room
 from harness import BenchError, Row, Spread, Stage, Target, alternate, end, parser, run, start_edgeprofile
-from openloop import GRACE_SECONDS, Generator, Latencies, lacking_compiler
+from openloop import Generator, Latencies, lacking_compiler
 
 from edgeprofile import demo, outcomes
 
@@ -45,7 +45,7 @@ def measure(chosen: argparse.Namespace) -> Iterator[Row]:
         if why := lacking_room(stage.folder, 3 * chosen.profiles):
             yield Row.not_run(title, why, TARGET)
             return
-        generator = Generator(stage)
+        generator = Generator(stage, processor=max(os.sched_getaffinity(0)))
         made = Generated(stage.folder / "generated", {REBUILT: chosen.profiles})
         model = made.file.with_name(f"{REBUILT}.sql")
         model.write_text(f"SELECT *, now() AS rebuilt_at FROM ({model.read_text(encoding='utf-8')})", encoding="utf-8")
@@ -54,9 +54,7 @@ def measure(chosen: argparse.Namespace) -> Iterator[Row]:
         server = start_edgeprofile(stage, made.file)
 
         def asked() -> Latencies:
-            process = generator.start(server, load, RATE, chosen.seconds)
-            os.sched_setaffinity(process.pid, {max(os.sched_getaffinity(0))})
-            return generator.read(process, chosen.seconds + GRACE_SECONDS)
+            return generator.run(server, load, RATE, chosen.seconds)
 
         def asked_meanwhile() -> Latencies:
             """A rebuild begins in each cadence, wherever in it that is."""

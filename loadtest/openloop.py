@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -52,14 +53,17 @@ def _compiler() -> str | None:
 
 
 class Generator:
-    """The program, compiled anew into the folder of a stage, which also ends the runs that nobody ended."""
+    """The program, compiled anew into the folder of a stage, which also ends the runs that nobody ended.
 
-    def __init__(self, stage: Stage) -> None:
+    It runs on one `processor`, where one is given.
+    """
+
+    def __init__(self, stage: Stage, *, processor: int | None = None) -> None:
         """Raises BenchError where the machine has no C compiler."""
         compiler = _compiler()
         if compiler is None:
             raise BenchError(lacking_compiler())
-        self._stage = stage
+        self._stage, self._processor = stage, processor
         self._program = stage.folder / "openloop"
         subprocess.run([compiler, "-O2", "-o", str(self._program), str(SOURCE), "-lm"], check=True)
 
@@ -72,6 +76,8 @@ class Generator:
         command += [f"{HOST}:{server.port}", str(load.requests)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE)
         self._stage.callback(_end, process)
+        if self._processor is not None:
+            os.sched_setaffinity(process.pid, {self._processor})
         return process
 
     def run(self, server: Server, load: Load, rate: float, seconds: float, options: Sequence[str] = ()) -> Latencies:

@@ -1,9 +1,12 @@
 """`make soak`: ten minutes at 80 % of capacity, with swaps, killed workers, updates, a reload, slow and idle clients.
 
-Capacity is what this machine gets through while the generator runs on it too. A closed loop over 64 connections says
-how many requests a second are answered at most; then the open loop (openloop.c) is tried at that rate, and at a tenth
-less, and so on, until one is held for five seconds: everything is sent, and p99 is under 100 ms. Of that, 80 % is asked
-for, of requests by id, by email, with a choice of fields, and for events, each latency counting from its own moment.
+Capacity is what this machine gets through while a load runs and the generator is on it too: who is full without a load
+has no room for one. A closed loop over 64 connections says how many requests a second are answered at most with nothing
+else going on; then the open loop (openloop.c) is tried at that rate beside one load after the other, and at a tenth
+less, and so on, until one is held for five seconds: everything is sent, and p99 is under 100 ms. Of that, 80 % is
+asked for, of whole profiles, of a choice of fields, and of events, each latency counting from its own moment. The
+generator is kept on the processor that a watcher's loads leave to others: callers are elsewhere, and do not wait for
+the loader.
 
 Before and behind the soak the same is asked for with nothing else going on; p99 is compared with either. A request that
 fails counts, unless it was sent over a connection of a worker that was then killed. The one that is killed is the one
@@ -82,19 +85,27 @@ def measure(chosen: argparse.Namespace) -> Iterator[Row]:
         yield Row.not_run(SLOWER, why, SLOWER_TARGET)
         return
     with Stage() as stage:
-        generator = Generator(stage)
+        generator = Generator(stage, processor=max(os.sched_getaffinity(0)))
         shop = make_shop(stage.folder / "shop", PROFILES)
+        model = shop.file.with_name("profiles.sql")
+        model.write_text(f"SELECT *, now() AS loaded_at FROM (\n{model.read_text()}\n)")
         started = start(stage, shop, chosen.workers)
+        loader = Loader(shop, started.watcher)
         asked = Asked(generator, started.server, requests(stage.folder, shop))
         if chosen.rate is None:
             closed = Spread.of(asked.closed_loop() for _ in range(3))
-            capacity = asked.held(closed.median)
+            with Trouble(0, loader.load):
+                capacity = asked.held(closed.median)
             chosen.rate = int(SHARE * capacity)
-            yield Row("capacity with the generator beside it", f"closed loop {closed}/s", figure=f"{capacity:,.0f} /s")
+            yield Row(
+                "capacity, with a load and the generator beside it",
+                f"closed loop {closed}/s",
+                figure=f"{capacity:,.0f} /s",
+            )
         seconds = chosen.minutes * 60
         quiet_s = max(5.0, seconds / 10)
         quiet = asked.run(chosen.rate, quiet_s)
-        soaked = soak(stage, shop, asked, started, chosen, seconds)
+        soaked = soak(stage, shop, asked, started, loader, chosen, seconds)
         left = left_behind(soaked.killer)
         yield from verdicts(chosen, soaked, [quiet, asked.run(chosen.rate, quiet_s)], left)
 
@@ -114,7 +125,7 @@ def start(stage: Stage, shop: Shop, workers: int) -> Started:
         "EDGEPROFILE_SERVER__ADMIN_PORT": str(admin_port),
         "EDGEPROFILE_SERVER__DRAIN_SECONDS": str(DRAIN_SECONDS),
         "EDGEPROFILE_SERVER__READY_DELAY_SECONDS": "0",
-        # Loads come by hand.
+        # Loads come when it is told.
         "EDGEPROFILE_WORKSPACES__SHOP__REFRESH": "12h",
     }
     server = start_edgeprofile(stage, shop.file, workers=workers, environment=environment)
@@ -189,7 +200,13 @@ class Soaked(NamedTuple):
 
 
 def soak(
-    stage: Stage, shop: Shop, asked: Asked, started: Started, chosen: argparse.Namespace, seconds: float
+    stage: Stage,
+    shop: Shop,
+    asked: Asked,
+    started: Started,
+    loader: Loader,
+    chosen: argparse.Namespace,
+    seconds: float,
 ) -> Soaked:
     """Asks while all befalls the service: the reload first, then the rest of it at once."""
     server, kept = started.server, stage.folder / "failures.txt"
@@ -201,7 +218,7 @@ def soak(
         finish_at = time.monotonic() + seconds
         clients = going.enter_context(SlowClients(server.port, wanted))
         reloader.reload()
-        loads = going.enter_context(Trouble(chosen.load_every, Loader(shop).load))
+        loads = going.enter_context(Trouble(chosen.load_every, loader.load))
         kills = going.enter_context(Trouble(chosen.kill_every, killer.kill))
         updates = going.enter_context(Trouble(chosen.update_every, updater.send))
         going.enter_context(Trouble(SCRAPE_INTERVAL_S, Scraper(started.admin).scrape))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -18,12 +17,13 @@ from bench_updates import update
 from harness import BenchError, Server, Shop
 from memory import worker_pids
 
-from edgeprofile import demo, keys
+from edgeprofile import demo, keys, outcomes, snapshot
 
 UPDATES_A_CALL = 100
 # How long a worker that was killed may be on the mind of who asked it.
 IN_HAND_NS = 5_000_000_000
 REPLACED_SECONDS_MAX = 30.0
+LOADED_SECONDS_MAX = 120.0
 
 
 class Trouble(threading.Thread):
@@ -59,26 +59,24 @@ class Trouble(threading.Thread):
 
 
 class Loader:
-    """Loads the shop by hand, which publishes a new snapshot each time. Its share of the cores is that of the systemd
-    unit (CPUWeight=20): where the kernel shares them out by sessions, niceness alone would mean nothing between two.
-    """
+    """Has the watcher load the shop, which publishes a new snapshot each time, for what it loads has changed."""
 
-    NICENESS = 7
-
-    def __init__(self, shop: Shop) -> None:
-        self._command = [*demo.COMMAND, "load", "--force", "--config", str(shop.file)]
+    def __init__(self, shop: Shop, watcher: int) -> None:
+        self._home, self._watcher = snapshot.home(shop.loaded.data_dir, demo.WORKSPACE), watcher
+        self.seconds = 0.0
 
     def load(self) -> None:
-        """Once. Raises BenchError, with what the loader complained of."""
-        pipe = subprocess.PIPE
-        with subprocess.Popen(
-            self._command, stdout=subprocess.DEVNULL, stderr=pipe, text=True, start_new_session=True
-        ) as process:
-            with suppress(OSError):
-                Path(f"/proc/{process.pid}/autogroup").write_text(str(self.NICENESS))
-            _, complaints = process.communicate()
-        if process.returncode:
-            raise BenchError(f"edgeprofile load: {complaints.strip()}")
+        """Once. Raises BenchError where nothing is published."""
+        before = outcomes.read(self._home).counts
+        began = time.monotonic()
+        os.kill(self._watcher, signal.SIGHUP)
+        while (after := outcomes.read(self._home).counts) == before:
+            if time.monotonic() - began > LOADED_SECONDS_MAX:
+                raise BenchError("the watcher has not loaded")
+            time.sleep(0.02)
+        if after["published"] == before.get("published", 0):
+            raise BenchError(f"nothing was published: {after}")
+        self.seconds += time.monotonic() - began
 
 
 class Kill(NamedTuple):
