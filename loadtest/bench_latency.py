@@ -3,19 +3,18 @@
 The load is an open loop (openloop.c): requests go out at random moments whatever the answers do, and each latency
 counts from its moment. The second part serves two workspaces of a million generated profiles. One is asked, while its
 CURRENT is swapped to and fro between two published snapshots, each time after the worker serves the one before; the
-other is loaded and published again and again meanwhile. Where less than the loader's two threads, the worker and
-the generator have a core each, part of what is seen is that they wait for one another: the leg in which the loader
-runs, and nothing is swapped in the workspace that is asked, tells how much.
+other is loaded and published again and again meanwhile, by `edgeprofile load --watch`. The generator is kept on the
+processor that a watcher's loads leave to others: callers are elsewhere. How much of what is seen is the loader's tells
+the leg in which it runs, and nothing is swapped in the workspace that is asked.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import random
 import statistics
-import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -23,7 +22,6 @@ from typing import NamedTuple
 from generated import Generated, lacking_room
 from harness import (
     PROFILES,
-    BenchError,
     Load,
     Row,
     Server,
@@ -31,6 +29,7 @@ from harness import (
     Stage,
     Target,
     alternate,
+    end,
     make_shop,
     parser,
     run,
@@ -137,33 +136,38 @@ def during_swaps(chosen: argparse.Namespace) -> Iterator[Row]:
         if why := lacking_room(stage.folder, 5 * chosen.profiles):
             yield Row.not_run(title, why, SWAPS_TARGET)
             return
-        generator = Generator(stage)
+        generator = Generator(stage, processor=max(os.sched_getaffinity(0)))
         made = Generated(stage.folder / "generated", {ASKED: chosen.profiles, LOADED: chosen.profiles})
         for workspace in (LOADED, ASKED, ASKED):
             made.load(workspace)
+        made.vary(LOADED)
         load = made.lookups(ASKED)
         server = start_edgeprofile(stage, made.file)
         swapper = Swapper(made.home(ASKED), server)
         swapper.swap()
         each_round = math.ceil(chosen.swaps / chosen.pairs)
-        rounds = [legs(generator, server, load, made, swapper, each_round, chosen.seconds) for _ in range(chosen.pairs)]
+        rounds = []
+        for _ in range(chosen.pairs):
+            quiet = generator.run(server, load, RATE, chosen.seconds)
+            watcher = made.watch(stage, LOADED, every_s=1)
+            loading = generator.run(server, load, RATE, chosen.seconds)
+            swapping = while_swapping(generator, server, load, swapper, each_round, chosen.seconds)
+            rounds.append(Legs(quiet, loading, swapping))
+            end(watcher.process)
     yield from verdicts(title, rounds)
 
 
-def legs(
-    generator: Generator, server: Server, load: Load, made: Generated, swapper: Swapper, swaps: int, seconds: int
-) -> Legs:
-    """One round."""
-    quiet = generator.run(server, load, RATE, seconds)
-    with Loading(made.load_command(LOADED)):
-        undisturbed = generator.run(server, load, RATE, seconds)
-        running = generator.start(server, load, RATE, RUN_SECONDS_MAX, ("-w", "0"))
-        began = time.monotonic()
-        for done in range(swaps):
-            # Small snapshots are served so soon that the run would be over before it has measured anything.
-            time.sleep(max(0, began + (done + 1) * seconds / swaps - time.monotonic()))
-            swapper.swap()
-        return Legs(quiet, undisturbed, generator.finish(running))
+def while_swapping(
+    generator: Generator, server: Server, load: Load, swapper: Swapper, swaps: int, seconds: int
+) -> Latencies:
+    """A run that lasts as long as the swaps."""
+    running = generator.start(server, load, RATE, RUN_SECONDS_MAX, ("-w", "0"))
+    began = time.monotonic()
+    for done in range(swaps):
+        # Small snapshots are served so soon that the run would be over before it has measured anything.
+        time.sleep(max(0, began + (done + 1) * seconds / swaps - time.monotonic()))
+        swapper.swap()
+    return generator.finish(running)
 
 
 def verdicts(title: str, rounds: Sequence[Legs]) -> Iterator[Row]:
@@ -187,42 +191,6 @@ def verdicts(title: str, rounds: Sequence[Legs]) -> Iterator[Row]:
 
 def sent_by(leg: Latencies) -> int:
     return leg.sent + leg.unsent
-
-
-class Loading(threading.Thread):
-    """Runs the loader again and again, from its `with` to the end of that. Raises BenchError there if one failed."""
-
-    def __init__(self, command: Sequence[str]) -> None:
-        super().__init__()
-        self._command = command
-        self._stopping = False
-        self._process: subprocess.Popen[bytes] | None = None
-        self._failed = False
-
-    def run(self) -> None:
-        """Until stopped, or a load fails."""
-        while not self._stopping and not self._failed:
-            self._process = subprocess.Popen(
-                self._command,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                # Where the kernel shares out the cores by sessions, it is not to share ours.
-                start_new_session=True,
-            )
-            self._failed = self._process.wait() != 0 and not self._stopping
-
-    def __enter__(self) -> None:
-        self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stopping = True
-        while self.is_alive():
-            # Again, should the thread have started one more just now.
-            if self._process is not None:
-                self._process.terminate()
-            self.join(0.2)
-        if self._failed:
-            raise BenchError("edgeprofile load failed")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,9 @@ from generated import Generated, lacking_room
 from harness import BenchError, Row, Spread, Stage, Target, alternate, end, parser, run, start_edgeprofile
 from openloop import Generator, Latencies, lacking_compiler
 
-from edgeprofile import demo, outcomes
+from edgeprofile import outcomes
 
 REBUILT = "rebuilt"
-CADENCE = "EDGEPROFILE_WORKSPACES__REBUILT__REFRESH"
 TARGET = Target("≤", 1.5)
 
 
@@ -47,8 +46,7 @@ def measure(chosen: argparse.Namespace) -> Iterator[Row]:
             return
         generator = Generator(stage, processor=max(os.sched_getaffinity(0)))
         made = Generated(stage.folder / "generated", {REBUILT: chosen.profiles})
-        model = made.file.with_name(f"{REBUILT}.sql")
-        model.write_text(f"SELECT *, now() AS rebuilt_at FROM ({model.read_text(encoding='utf-8')})", encoding="utf-8")
+        made.vary(REBUILT)
         made.load(REBUILT)
         load = made.lookups(REBUILT)
         server = start_edgeprofile(stage, made.file)
@@ -59,10 +57,7 @@ def measure(chosen: argparse.Namespace) -> Iterator[Row]:
         def asked_meanwhile() -> Latencies:
             """A rebuild begins in each cadence, wherever in it that is."""
             before = published(made)
-            watcher = stage.start(
-                [*demo.COMMAND, "load", "--watch", "--config", made.file], {CADENCE: f"{chosen.seconds}s"}
-            )
-            watcher.wait_until(lambda: "outcome=watching" in watcher.log.read_text())
+            watcher = made.watch(stage, REBUILT, chosen.seconds)
             latencies = asked()
             watcher.wait_until(lambda: published(made) > before)
             end(watcher.process)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import loads
-from harness import Load, unlimited_key, walk
+from harness import Load, Running, Stage, unlimited_key, walk
 
 from edgeprofile import demo, reader, snapshot
 from edgeprofile.record import HEADER
@@ -74,6 +74,19 @@ class Generated:
     def load(self, workspace: str) -> loads.Load:
         """Loads it. Raises BenchError."""
         return loads.run_load(self.load_command(workspace), self.file.parent)
+
+    def vary(self, workspace: str) -> None:
+        """Has each load of it give another result from now on, so that it is published."""
+        model = self.file.with_name(f"{workspace}.sql")
+        model.write_text(f"SELECT *, now() AS loaded_at FROM ({model.read_text(encoding='utf-8')})", encoding="utf-8")
+
+    def watch(self, stage: Stage, workspace: str, every_s: int) -> Running:
+        """Starts `edgeprofile load --watch` of it, which loads so often, or else one load after the other."""
+        command = [*demo.COMMAND, "load", "--watch", "--config", str(self.file), "--workspace", workspace]
+        cadence = {f"EDGEPROFILE_WORKSPACES__{workspace.upper()}__REFRESH": f"{every_s}s"}
+        watcher = stage.start(command, cadence)
+        watcher.wait_until(lambda: "outcome=watching" in watcher.log.read_text())
+        return watcher
 
     def snapshot(self, workspace: str) -> Path:
         """The folder of its current snapshot."""

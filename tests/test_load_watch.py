@@ -20,8 +20,7 @@ import pytest
 from test_server_life import is_running
 from workshop import COMMAND, WAIT_SECONDS_MAX, Ended, Workshop, environment, stop, until
 
-from edgeprofile import locks, outcomes, snapshot
-from edgeprofile.loader import process as processes
+from edgeprofile import locks, outcomes, priority, snapshot
 from edgeprofile.outcomes import Outcome
 
 SLOW = "SELECT max(a.i + b.i) AS id FROM range(3000000) AS a(i), range(3000000) AS b(i)"
@@ -381,8 +380,8 @@ def test_no_more_are_loaded_at_once_than_may_be_and_each_has_its_turn(watch: Wat
 
 def priority_of_io(pid: int) -> int:
     """By ioprio_get(2), whose number is one more than that of its setter."""
-    number = processes.IOPRIO_SET[os.uname().machine] + 1
-    return ctypes.CDLL(None).syscall(number, processes.IOPRIO_WHO_PROCESS, pid)  # type: ignore[no-any-return]
+    number = priority.IOPRIO_SET[os.uname().machine] + 1
+    return ctypes.CDLL(None).syscall(number, priority.IOPRIO_WHO_PROCESS, pid)  # type: ignore[no-any-return]
 
 
 def test_a_load_is_gentle_and_the_first_to_go_but_the_watcher_is_not(watch: Watch) -> None:
@@ -390,15 +389,15 @@ def test_a_load_is_gentle_and_the_first_to_go_but_the_watcher_is_not(watch: Watc
     process = watch.start()
     pid = building(watch, "shop", process)
     niceness = {each: os.getpriority(os.PRIO_PROCESS, each) for each in (process.pid, pid)}
-    assert niceness[pid] == min(niceness[process.pid] + processes.NICENESS, 19)
+    assert niceness[pid] == min(niceness[process.pid] + priority.NICENESS, 19)
     session = Path(f"/proc/{pid}/autogroup")  # where the kernel has such
-    assert not session.exists() or session.read_text().split()[-1] == str(processes.NICENESS)
+    assert not session.exists() or session.read_text().split()[-1] == str(priority.NICENESS)
     left = os.sched_getaffinity(process.pid) - os.sched_getaffinity(pid)
     assert len(left) == (1 if len(os.sched_getaffinity(process.pid)) > 1 else 0)
     threads = [int(thread.name) for thread in Path(f"/proc/{pid}/task").iterdir()]
     # Those of a thread that has ended meanwhile cannot be had.
-    assert {priority_of_io(thread) for thread in threads} - {-1} == {processes.IOPRIO_IDLE}
-    assert priority_of_io(process.pid) != processes.IOPRIO_IDLE
+    assert {priority_of_io(thread) for thread in threads} - {-1} == {priority.IOPRIO_IDLE}
+    assert priority_of_io(process.pid) != priority.IOPRIO_IDLE
     assert Path(f"/proc/{pid}/oom_score_adj").read_text() == "500\n"
     assert Path(f"/proc/{process.pid}/oom_score_adj").read_text() != "500\n"
 

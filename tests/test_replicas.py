@@ -663,14 +663,14 @@ def test_a_full_disk_is_a_line_and_the_old_snapshot_stays(pair: Pair) -> None:
 
 
 @contextlib.contextmanager
-def watching(shop: Workshop, *arguments: str) -> Iterator[Path]:
-    """Runs `replicate --watch` meanwhile; gives what it says. It ends with 0 when it is told to."""
+def watching(shop: Workshop, *arguments: str) -> Iterator[tuple[Path, int]]:
+    """Runs `replicate --watch` meanwhile; gives what it says, and its pid. It ends with 0 when it is told to."""
     log = shop.folder / "watch.log"
     with log.open("wb") as file:
         command = [*COMMAND, "replicate", *arguments, "--watch", "--interval", "1s"]
         process = subprocess.Popen(command, cwd=shop.folder, env=environment(), stdout=file, stderr=file)
     try:
-        yield log
+        yield log, process.pid
     finally:
         assert stop(process) == 0
         assert "Traceback" not in log.read_text()
@@ -678,9 +678,14 @@ def watching(shop: Workshop, *arguments: str) -> Iterator[Path]:
 
 def test_a_watching_pair_follows_each_snapshot_and_says_a_lasting_fault_once(pair: Pair) -> None:
     pair.store.parent.mkdir()
-    with watching(pair.replica, "--from", pair.url) as fetched, watching(pair.source, "--to", pair.url) as sent:
+    with (
+        watching(pair.replica, "--from", pair.url) as (fetched, pid),
+        watching(pair.source, "--to", pair.url) as (sent, _),
+    ):
         until(lambda: "no snapshot of shop is in the store" in fetched.read_text())
         until(lambda: "nothing is published yet" in sent.read_text())
+        left = os.sched_getaffinity(0) - os.sched_getaffinity(pid)
+        assert len(left) == (1 if len(os.sched_getaffinity(0)) > 1 else 0), "lookups have a processor to themselves"
         for word in ("first", "second"):
             name = pair.load(word)
             until(lambda: pair.replica.current() == name)  # noqa: B023

@@ -98,8 +98,9 @@ def run_load(arguments: Arguments) -> int:
 
 
 def _load_once(settings: Settings, names: list[str], *, force: bool) -> int:
-    from edgeprofile.loader.process import be_gentle, interruptible
+    from edgeprofile.loader.process import interruptible
     from edgeprofile.loader.refresh import refresh
+    from edgeprofile.priority import be_gentle
 
     be_gentle()
     worst = 0
@@ -116,8 +117,9 @@ def _load_once(settings: Settings, names: list[str], *, force: bool) -> int:
 
 
 def run_replicate(arguments: Arguments) -> int:
-    from edgeprofile.loader.process import be_gentle, interruptible
+    from edgeprofile.loader.process import interruptible
     from edgeprofile.objectstore import Store
+    from edgeprofile.priority import be_gentle, leave_a_processor
     from edgeprofile.replicas import Copied, fetch, send
 
     if arguments.watch and arguments.force:
@@ -126,6 +128,8 @@ def run_replicate(arguments: Arguments) -> int:
     store = Store(arguments.to or arguments.source, make=arguments.to is not None)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     be_gentle()
+    if arguments.watch:
+        leave_a_processor()
     said: dict[str, str] = {}
 
     def copy(name: str) -> Copied:

@@ -38,6 +38,7 @@ from edgeprofile.errors import (
     SnapshotDamaged,
     StoreError,
 )
+from edgeprofile.priority import leave_a_processor
 
 MANIFEST_FORMAT = 3
 CURRENT = "CURRENT"
@@ -428,6 +429,7 @@ def rollback(home: Path, catch_up: Callable[[Path, Manifest], None]) -> Manifest
 if __name__ == "__main__":
     # A worker runs this for a large snapshot that it is to take over.
     os.nice(LOWEST_PRIORITY)
+    leave_a_processor()
     try:
         check_hash(Path(sys.argv[1]), read_manifest(Path(sys.argv[1])))
     except (EdgeprofileError, OSError) as error:

@@ -15,9 +15,10 @@ import msgspec
 
 from edgeprofile import logs
 from edgeprofile.errors import EdgeprofileError, LoaderBusy, SettingsError
-from edgeprofile.loader.process import be_gentle, end_with_parent, interruptible, leave_a_processor
+from edgeprofile.loader.process import end_with_parent, interruptible
 from edgeprofile.loader.refresh import refresh
 from edgeprofile.outcomes import BUSY, Attempt, Outcome
+from edgeprofile.priority import be_gentle, leave_a_processor
 from edgeprofile.settings import Log, load
 
 log = logging.getLogger("edgeprofile")

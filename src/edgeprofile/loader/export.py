@@ -25,7 +25,8 @@ from edgeprofile._store import Store
 from edgeprofile.attributes import NATIVE
 from edgeprofile.errors import EdgeprofileError, UsageError
 from edgeprofile.exports import Export
-from edgeprofile.loader.process import be_gentle, end_with_parent, leave_a_processor
+from edgeprofile.loader.process import end_with_parent
+from edgeprofile.priority import be_gentle, leave_a_processor
 from edgeprofile.reader import LIVE_DATABASES, open_current, read_events_schema, read_schema
 from edgeprofile.record import Schema, json_text
 
