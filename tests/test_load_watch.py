@@ -174,7 +174,7 @@ def test_a_hang_up_refreshes_all_now_and_again_where_a_refresh_was_running(watch
 def test_one_that_fails_hurts_no_other_is_said_in_one_line_and_recovers(watch: Watch) -> None:
     watch.spaces(bad=FROM_FILE.format(name="bad"), good="SELECT 1 AS id")
     process = watch.start()
-    until(lambda: watch.count("bad", "source_error") == 2 and watch.count("good", "unchanged") == 2, process)
+    until(lambda: watch.count("bad", "source_error") >= 2 and watch.count("good", "unchanged") >= 2, process)
     assert watch.profiles("bad") is None
     # The workspaces' lines are all that is said.
     assert all(line.startswith("time=") for line in watch.log_file.read_text().splitlines())
@@ -217,11 +217,11 @@ def test_a_load_that_is_killed_is_noted_cleared_away_and_tried_again(watch: Watc
 
 
 def test_one_that_hangs_is_ended_at_its_time_and_delays_no_other(watch: Watch) -> None:
-    watch.spaces(loader='timeout = "2s"', slow=SLOW, good="SELECT 1 AS id")
+    watch.spaces(loader='timeout = "6s"', slow=SLOW, good="SELECT 1 AS id")
     process = watch.start()
     until(lambda: watch.count("slow", "timed_out") > 0 and watch.count("good", "unchanged") > 0, process)
-    assert watch.past("slow")[0].message == "ended after loader.timeout (2s)"
-    assert 2 <= watch.past("slow")[0].seconds < 60
+    assert watch.past("slow")[0].message == "ended after loader.timeout (6s)"
+    assert 6 <= watch.past("slow")[0].seconds < 60
 
 
 def test_settings_are_read_anew_and_a_fault_in_them_is_a_failure_like_others(watch: Watch) -> None:
