@@ -3,10 +3,10 @@
 Capacity is what this machine gets through while a load runs and the generator is on it too: who is full without a load
 has no room for one. A closed loop over 64 connections says how many requests a second are answered at most with nothing
 else going on; then the open loop (openloop.c) is tried at that rate beside one load after the other, and at a tenth
-less, and so on, until one is held for five seconds: everything is sent, and p99 is under 100 ms. Of that, 80 % is
-asked for, of whole profiles, of a choice of fields, and of events, each latency counting from its own moment. The
-generator is kept on the processor that a watcher's loads leave to others: callers are elsewhere, and do not wait for
-the loader.
+less, and so on, until one is held for five seconds: everything is sent, and p99 is within the 30 ms that the
+acceptance test allows. Of that, 80 % is asked for, of whole profiles, of a choice of fields, and of events, each
+latency counting from its own moment. The generator is kept on the processor that a watcher's loads leave to others:
+callers are elsewhere, and do not wait for the loader.
 
 Before and behind the soak the same is asked for with nothing else going on; p99 is compared with either. A request that
 fails counts, unless it was sent over a connection of a worker that was then killed. The one that is killed is the one
@@ -53,7 +53,7 @@ from edgeprofile.demo import PROFILE_ID
 PROFILES = 20_000
 SHARE = 0.8
 CLOSED_RATE, CLOSED_SECONDS = 100_000, 1
-HELD_SECONDS, HELD_P99_US = 5, 100_000
+HELD_SECONDS, HELD_P99_US = 5, 30_000
 SAMPLE_INTERVAL_S, SCRAPE_INTERVAL_S = 1.0, 5.0
 GRACE_SECONDS = 30.0
 # A worker on its way out has its clients for so long.
@@ -97,11 +97,8 @@ def measure(chosen: argparse.Namespace) -> Iterator[Row]:
             with Trouble(0, loader.load):
                 capacity = asked.held(closed.median)
             chosen.rate = int(SHARE * capacity)
-            yield Row(
-                "capacity, with a load and the generator beside it",
-                f"closed loop {closed}/s",
-                figure=f"{capacity:,.0f} /s",
-            )
+            ours = f"closed loop {closed}/s"
+            yield Row("capacity, with a load and the generator beside it", ours, figure=f"{capacity:,.0f} /s")
         seconds = chosen.minutes * 60
         quiet_s = max(5.0, seconds / 10)
         quiet = asked.run(chosen.rate, quiet_s)
@@ -189,14 +186,33 @@ class Kept(NamedTuple):
         return cls(int(status.get("RssAnon", "0").split()[0]) * 1024, descriptors, int(status["Threads"]))
 
 
+class Processors:
+    """What the machine's processors do from now on."""
+
+    def __init__(self) -> None:
+        self._before = self._ticks()
+
+    def so_far(self) -> str:
+        """How much of the time they worked, and were taken away by whoever runs this machine."""
+        spent = [after - before for before, after in zip(self._before, self._ticks(), strict=True)]
+        idle, taken = spent[3] + spent[4], spent[7]
+        return f"{1 - (idle + taken) / sum(spent):.0%} busy, {taken / sum(spent):.1%} taken by the machine's host"
+
+    @staticmethod
+    def _ticks() -> list[int]:
+        """Of user, nice, system, idle, iowait, irq, softirq and steal. See proc_stat(5)."""
+        return [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+
+
 class Soaked(NamedTuple):
-    """What was found: samples by process, the requests that failed, and what befell the service."""
+    """What was found: samples by process, the requests that failed, and what befell the service and the machine."""
 
     latencies: Latencies
     samples: list[tuple[str, list[Kept]]]
     failures: list[Failure]
     killer: Killer
     befell: str
+    processors: str
 
 
 def soak(
@@ -213,6 +229,7 @@ def soak(
     killer, updater, reloader = Killer(server, chosen.workers), Updater(server, shop), Reloader(server, shop)
     slow = kinds(f"/v1/profiles/id/{PROFILE_ID}", shop.header)
     wanted = {slow[name]: chosen.slow // 3 for name in ("headers", "body", "read")} | {slow["idle"]: chosen.idle}
+    processors, loading_before_s = Processors(), loader.seconds
     with ExitStack() as going:
         running = asked.generator.start(server, asked.load, chosen.rate, seconds, ("-e", str(kept)))
         finish_at = time.monotonic() + seconds
@@ -223,10 +240,13 @@ def soak(
         updates = going.enter_context(Trouble(chosen.update_every, updater.send))
         going.enter_context(Trouble(SCRAPE_INTERVAL_S, Scraper(started.admin).scrape))
         samples = sampled((*server.pids, started.watcher), finish_at)
-        befell = f"{loads.times} loads, {kills.times} kills, {updates.times} updates, {clients.opened:,} slow clients"
+        share = (loader.seconds - loading_before_s) / seconds
+        befell = f"{loads.times} loads for {share:.0%} of it, {kills.times} kills, {updates.times} updates"
+        befell += f", {clients.opened:,} slow clients"
         latencies = asked.generator.read(running, GRACE_SECONDS)
+        found = processors.so_far()
     failures = [Failure(*map(int, line.split())) for line in kept.read_text().splitlines()]
-    return Soaked(latencies, samples, failures, killer, befell)
+    return Soaked(latencies, samples, failures, killer, befell, found)
 
 
 def sampled(pids: tuple[int, ...], finish_at: float) -> list[tuple[str, list[Kept]]]:
@@ -275,6 +295,7 @@ def verdicts(chosen: argparse.Namespace, soaked: Soaked, quiets: list[Latencies]
     ours = f"p50 {found.p50:,.0f}, p99 {found.p99:,.0f} µs"
     yield Row.measured(SLOWER, ratio, SLOWER_TARGET, ours=ours, peer=peer)
     yield Row.measured("the generator's own lateness, p99", found.late_p99, unit="µs")
+    yield Row("the processors meanwhile", figure=soaked.processors)
     for who, samples in soaked.samples:
         own = [each.bytes / MIB for each in samples]
         ours = f"{min(own):.1f} to {max(own):.1f} MiB"
