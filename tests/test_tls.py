@@ -14,7 +14,7 @@ from authority import Authority, Key
 from conftest import PROFILES, MakeService
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
-from http2 import Http2
+from http2 import REFUSED_STREAM, Http2, StreamReset
 from service import DECLARED, HOST, Connection, Service, exchange, request
 from test_loop import deferred
 from workshop import Workshop
@@ -149,6 +149,19 @@ def test_many_requests_at_once_over_one_connection_each_get_their_answer(
     answers = connection.ask_all([f"/v1/profiles/id/{one}" for one in ids], key)
     found = [answer.json()["profile_id"] if answer.status == 200 else answer.status for answer in answers]
     assert found == ["12345", "twin-old", 404, "a/b"] * 40
+    connection.close()
+
+
+def test_requests_beyond_those_that_may_be_under_way_at_once_are_refused_and_not_left_unanswered(
+    secured: Service, authority: Authority, key: str
+) -> None:
+    connection = Http2(secured.port, authority.client(None, "h2"))
+    assert connection.ask(JANE, key).status == 200
+    assert connection.streams_max == 100
+    connection.streams_max = 200
+    with pytest.raises(StreamReset) as reset:
+        connection.ask_all([JANE] * 200, key)
+    assert reset.value.code == REFUSED_STREAM
     connection.close()
 
 
