@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from conftest import MakeService
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from service import Service
+from workshop import COMMAND, Ended, Workshop, environment
 
 from edgeprofile import cli, settings
 
@@ -26,6 +30,15 @@ UNITS = sorted(DEPLOY.glob("*.service"))
 TLS = 'tls_certificate = "server.pem"\ntls_key = "server.key"\nready_delay_seconds = 0'
 # Of 100, as systemd-analyze takes it.
 EXPOSURE_MAX = 20
+CONTAINED = ["unshare", "--pid", "--fork", "--kill-child"]
+KEEP_OPEN = """
+import pathlib, sys
+from edgeprofile.loader.overlay import open_overlay
+with open_overlay(pathlib.Path(sys.argv[1])):
+    print(flush=True)
+    sys.stdin.readline()
+"""
+ELSEWHERE = "updates.mdb is open in another container, by a process of this one's number"
 
 
 # --- systemd -------------------------------------------------------------------------------------------------------
@@ -108,6 +121,42 @@ def test_the_container_is_built_of_files_that_there_are_and_that_are_sent() -> N
     }
     assert copied == sent
     assert all((ROOT / source).exists() for source in sent)
+
+
+@contextlib.contextmanager
+def overlay_open_elsewhere(home: Path) -> Iterator[None]:
+    """Has process 1 of another PID namespace keep the overlay open, as a watcher in its container does."""
+    command = [*CONTAINED, sys.executable, "-c", KEEP_OPEN, str(home)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        yield
+        process.stdin.close()
+
+
+def contained(shop: Workshop, *arguments: str) -> Ended:
+    """Runs a command as process 1 of a PID namespace, as `docker run` does."""
+    command = [*CONTAINED, *COMMAND, *arguments]
+    done = subprocess.run(command, cwd=shop.folder, env=environment(), capture_output=True, text=True, check=False)
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def test_a_container_in_which_a_process_has_the_watchers_number_is_told_so(tmp_path: Path) -> None:
+    shop = Workshop(tmp_path).model("SELECT 'ann' AS id")
+    shop.load()
+    with overlay_open_elsewhere(shop.home):
+        loaded = contained(shop, "load")
+        assert loaded.status == 1
+        assert loaded.complaints == [f"edgeprofile: shop: {ELSEWHERE}"]
+        assert "its PID namespace" in loaded.err
+        told = contained(shop, "status", "--json")
+        assert (told.status, json.loads(told.out)[0]["problem"]) == (1, ELSEWHERE)
+        # Of this namespace, no process has that number.
+        assert shop.run("status").status == 0
+        assert shop.run("load").status == 0
+    assert contained(shop, "load").status == 0
+    assert contained(shop, "status").status == 0
 
 
 def locked(name: str) -> dict[str, tuple[str, int]]:

@@ -14,6 +14,7 @@ the overlay was made, so that one that was lost is never taken for the one that 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -31,6 +32,7 @@ from edgeprofile import snapshot
 from edgeprofile.errors import FormatUnsupported, StoreError
 from edgeprofile.loader.changes import Event
 from edgeprofile.loader.writer import MAP_BYTES, is_cut_short
+from edgeprofile.locks import INTERVAL_S, TRIES
 from edgeprofile.reader import LIB_VERSION
 
 FORMAT = b"1"
@@ -248,7 +250,8 @@ class Change(View):
 class Overlay:
     """A workspace's overlay, or a copy of it. A process has it open once at most.
 
-    Raises FormatUnsupported, or StoreError where it is no overlay. A write raises writer.WriterError or OSError.
+    Raises FormatUnsupported, or StoreError where it is no overlay or another container's. A write raises
+    writer.WriterError or OSError.
     """
 
     def __init__(self, path: Path, *, is_copy: bool = False) -> None:
@@ -256,16 +259,7 @@ class Overlay:
         if is_cut_short(path):
             raise StoreError(f"{path.name} is cut short", hint=_DAMAGED)
         try:
-            self.env = lmdb.open(
-                str(path),
-                subdir=False,
-                lock=not is_copy,
-                readonly=is_copy,
-                mode=0o600,
-                max_dbs=len(DATABASES),
-                map_size=os.stat(path).st_size if is_copy else MAP_BYTES,
-                lib_version=LIB_VERSION,
-            )
+            self.env = _opened(path, is_copy=is_copy)
         except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError):
             raise StoreError(f"{path.name} is damaged", hint=_DAMAGED) from None
         try:
@@ -326,6 +320,27 @@ class Overlay:
         """Copies it as of now, without its free pages."""
         to.unlink(missing_ok=True)
         self.env.copy(str(to), compact=True)
+
+
+def _opened(path: Path, *, is_copy: bool) -> lmdb.Environment:
+    """LMDB knows its readers by their pids, and takes no two alike: in another container somebody may have ours."""
+    for _ in range(TRIES):
+        with contextlib.suppress(lmdb.LockError):
+            return lmdb.open(
+                str(path),
+                subdir=False,
+                lock=not is_copy,
+                readonly=is_copy,
+                mode=0o600,
+                max_dbs=len(DATABASES),
+                map_size=os.stat(path).st_size if is_copy else MAP_BYTES,
+                lib_version=LIB_VERSION,
+            )
+        time.sleep(INTERVAL_S)
+    raise StoreError(
+        f"{path.name} is open in another container, by a process of this one's number",
+        hint="run commands in the watcher's container, or let this one have its PID namespace",
+    )
 
 
 def open_overlay(home: Path) -> Overlay:
