@@ -7,6 +7,7 @@ import contextlib
 import functools
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any
 import pytest
 from batches import BATCHED, MASS_UPDATE, PROJECT, UPDATE, Said, StandIn, call, takes_all, updates
 from conftest import MakeService
-from service import Answer, Service, is_served, until
+from service import Answer, Service, free_port, is_served, until
+from workshop import COMMAND
 
 from edgeprofile import gateway, settings, wire
 from edgeprofile._limiter import SharedMap
@@ -184,6 +186,19 @@ def test_a_gateway_that_is_told_to_end_finishes_what_is_under_way(make_service: 
         slow.go_on()
         assert waiting.read().status == 202
     until(lambda: service.gateway() is None, "it has ended")
+
+
+def test_a_server_whose_socket_another_took_and_left_behind_takes_updates_again(service: Service, key: str) -> None:
+    path = service.settings.data_dir / wire.GATEWAY
+    own = path.stat().st_ino
+    command = [*COMMAND, "serve", "--config", str(service.file)]
+    ports = {"EDGEPROFILE_SERVER__PORT": str(free_port()), "EDGEPROFILE_SERVER__ADMIN_PORT": "0"}
+    with StandIn(service.home(), takes_all):
+        with subprocess.Popen(command, env={**os.environ, **ports}, stderr=subprocess.DEVNULL) as another:
+            until(lambda: path.stat().st_ino != own and is_served(path), "another has taken its place")
+            assert is_taken(service, key)
+            another.terminate()
+        until(lambda: is_taken(service, key), "it takes updates")
 
 
 def test_without_the_dialect_there_is_no_gateway(make_service: MakeService) -> None:

@@ -7,6 +7,7 @@ handed to the loader of its workspace; only when that has it on disk is it ackno
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -35,6 +36,7 @@ BODY_SECONDS_MAX: Final = 90
 """More than a worker waits for one: it is the worker that tells the caller."""
 LOADER_SECONDS_MAX: Final = 30
 DRAIN_SECONDS_MAX: Final = 10
+LOOK_INTERVAL_S: Final = 1.0
 # After so many updates, another request has its turn.
 TURN_UPDATES: Final = 250
 GZIP: Final = 31
@@ -251,12 +253,30 @@ def run(settings: Settings, shared: SharedMap) -> None:
     os.kill(os.getpid(), signal.SIGTERM)  # now by the default, which tells whoever keeps this process why it ended
 
 
+async def _is_left_behind(path: Path, own: int) -> bool:
+    """Whether another server of this folder has put its socket in the place of our own, and has ended since."""
+    if path.exists() and path.stat().st_ino == own:
+        return False
+    try:
+        async with wire.connect(path):
+            return False
+    except LoaderUnavailable:
+        return True
+
+
 async def _run(path: Path, gateway: Gateway) -> None:
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, told.set)
     server = await wire.serve(path, gateway.talk)
-    await told.wait()
+    own = path.stat().st_ino
+    while not told.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(told.wait(), LOOK_INTERVAL_S)
+        if await _is_left_behind(path, own):
+            server.close()
+            server = await wire.serve(path, gateway.talk)
+            own = path.stat().st_ino
     server.close()
     give_up = loop.time() + DRAIN_SECONDS_MAX
     while gateway.requests and loop.time() < give_up:
