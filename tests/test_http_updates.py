@@ -337,6 +337,9 @@ def test_a_live_layer_that_a_watcher_finds_damaged_is_made_anew_at_once(make_ser
     service.watch()
     service.start()
     key = service.key(scopes=("read", "write"))
+    until(lambda: snapshot.current(service.home()) != name, "another is published")
+    serving = f"serving snapshot {snapshot.current(service.home())},"
+    until(lambda: service.log().count(serving) == service.workers_wanted, "all workers have taken it")
     until(lambda: send(service, key, update("jane", {"firstname": "Janet"})).status == 202, "updates are taken")
     assert (profile(service, key, "id/jane") or {})["firstname"] == "Janet"
     assert snapshot.current(service.home()) != name
