@@ -292,6 +292,8 @@ class Served:
         self.generation = 1
         self.copies = 0
         service.start()
+        # One that is ready only now, while another is, would find a damaged snapshot and no old one to stay with.
+        assert self.ask_each() == [self.generation] * 2
 
     def copy_other(self) -> Path:
         """A copy, under a name of its own, of the snapshot that is not served."""
